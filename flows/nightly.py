@@ -14,7 +14,7 @@ from flows.clock import check_clock
 from flows.night import end, name_starter, show_verdict
 from flows.requests import GangRequest, NightlyRequest
 from flows.server.events import send_what_waits
-from flows.server.schedules import distinct_schedules, scheduled_under
+from flows.server.schedules import distinct_schedules, find_slug, scheduled_under
 from flows.spread import count_parts, spread
 from flows.stages.chain import PATIENCE, Mode, Night, run
 from flows.stages.context import select_tasks
@@ -35,6 +35,7 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     if request.cancelled:
         return Skipped("a person cancelled the run that this one would go on with").end()
     check_clock()
+    request = complete(request)
     context = open_context()
     context.started_by = name_starter(request.actor, request.schedule)
     id_ = begin(context, request)
@@ -58,6 +59,14 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
         raise
     send_what_waits(context.settings, context.registry.ledger.database)
     return state
+
+
+def complete(request: NightlyRequest) -> NightlyRequest:
+    """Return the request with the slug of the schedule that made the run, where Prefect did not pass it on."""
+    api = PREFECT_API_URL.value()
+    if not api or request.schedule or request.tasks is not None:
+        return request
+    return request.model_copy(update={"schedule": find_slug(api, request.night or str(runtime.flow_run.id))})
 
 
 def choose_mode(request: NightlyRequest) -> Mode:

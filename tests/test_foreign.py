@@ -206,7 +206,6 @@ ALLOWED = {
     "flows/local/stack.py": "the file that `ptp up` wrote for its owner alone",
     "flows/local/servers.py": "answers of servers that it started itself",
     "flows/on_demand/vllm_client.py": "a script for machines without ptpipeline: reads what `ptp export` wrote for it",
-    "flows/server/deploy.py": "writes YAML, reads none",
     "flows/server/bootstrap.py": "templates of work pools that are part of this package",
     "flows/server/buckets.py": "policies that are part of this package",
 }

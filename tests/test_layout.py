@@ -77,6 +77,7 @@ TOPICS = {
     "storage/test_links.py": "links and other things that others put into a folder store",
     "storage/test_private.py": "who may read what is written",
     "test_constraints.py": "the pins of `make install` and `make audit`",
+    "test_imports.py": "what is left out of a process that does not need it",
     "test_layout.py": "this rule",
     "test_readme.py": "what the README names",
     "tuning/test_dev_rows.py": "which dev rows a training answers",

@@ -1,27 +1,22 @@
-"""Deploying the flows: renders deployments with the tasks' schedules, passes them to Prefect. Imports no Prefect.
+"""Deploying the flows: from the tasks' schedules to deployments by Prefect's REST API. Imports no Prefect and no flow.
 
 Every call deploys every flow, so a deployment whose entry point has moved since gets the new one. A schedule keeps its
-id and its paused state because of its slug. What Prefect leaves to its user is done here: a schedule whose slug no task
-has any more is removed, and a deployment that was paused is paused again.
+id and its paused state because of its slug, and a deployment its paused state because none is sent. What Prefect leaves
+to its user is done here: a schedule whose slug no task has any more is removed.
 """
 
-import copy
-import io
-import subprocess
-import sys
+import ast
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from flows import requests
 from flows.server.api import call
 from flows.server.automations import HEARTBEAT_SECONDS, install_automations
-from flows.server.environment import POOL, TRAINING_QUEUE, client_environment
+from flows.server.environment import POOL, TRAINING_QUEUE
 from flows.server.schedules import distinct_schedules, keep_pauses, list_due_runs, restore_due_runs
 from ptpipeline.errors import NotFound, SettingsError
-from ptpipeline.private import make_private, private_files
 from ptpipeline.records.base import is_name
 from ptpipeline.settings import Settings
 from ptpipeline.task.folder import task_files
@@ -32,9 +27,8 @@ FLOWS = (
     *("watch-sources", "alarm"),
 )
 # A person's edit in the MLflow UI is judged by the second of two polls.
-POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
-WATCH = {"slug": "watch", "cron": "*/5 * * * *", "timezone": "UTC"}
-ALARM = {"slug": "alarm", "cron": "*/5 * * * *", "timezone": "UTC"}
+EVERY_FIVE_MINUTES = {"cron": "*/5 * * * *", "timezone": "UTC"}
+POLLS = {"reconcile": "poll", "watch-sources": "watch", "alarm": "alarm"}  # the slugs of their schedules
 TRAINING = ("tune", "gang")  # the flows that train wherever they run; a night gives that away if it can
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
 
@@ -43,25 +37,7 @@ _RUN_ENVIRONMENT = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     "PREFECT_CLIENT_MAX_RETRIES": "8",  # each after twice the time of the last: a server may be away for eight minutes
 }
-
-_HEADER = """\
-# The deployments of ptpipeline's flows, as rendered from the task files' schedules (flows/server/deploy.py).
-# `prefect --no-prompt deploy --all --prefect-file deploy/prefect.yaml` in the project folder deploys the shipped tasks.
-"""
-
-
-def render(tasks: Sequence[Task], gpus: int = 0) -> str:
-    """Return prefect.yaml for these tasks: one deployment per flow. Each run that trains asks for `gpus`.
-
-    `nightly` runs on the tasks' schedules, `reconcile` every five minutes, and so does `watch-sources` if a task is
-    watched; the others run on request.
-    """
-    document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks, gpus) for name in FLOWS]}
-    text = io.StringIO()
-    yaml = YAML()
-    yaml.width = 200
-    yaml.dump(document, text)
-    return _HEADER + text.getvalue()
+_WORKERS_FOLDER = "{{ $PWD }}"  # Prefect leaves it to the process that runs the flow
 
 
 def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus: int = 0) -> None:
@@ -69,38 +45,28 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus
 
     Runs start in this folder; if the server is `shared`, in the folder that the worker of each was started in. Those
     that train ask for `gpus`, which only jobs of Kubernetes heed. Raises SettingsError if there is no server or it
-    refuses the deployments, ServiceUnavailable if it does not answer.
+    refuses the deployments, NotFound if it has no work pool, ServiceUnavailable if it does not answer.
     """
-    if settings.prefect is None:
+    api = settings.prefect
+    if api is None:
         raise SettingsError(
             "PTP_PREFECT is not set: `ptp up` starts a local Prefect server, or set it to the API address of yours"
         )
-    call("GET", f"{settings.prefect}/health")
-    before = {deployment["id"]: deployment for deployment in _read_deployments(settings.prefect)}
-    nights = [deployment for deployment in before.values() if deployment["name"] == "ptp-nightly"]
-    due = [run for night in nights for run in list_due_runs(settings.prefect, night)]
-    path = settings.home / "prefect.yaml"
-    make_private(settings.home)
-    with private_files():
-        path.write_text(render(tasks, gpus), encoding="utf-8")
-    environment = client_environment(settings.home, settings.prefect)
-    if shared:
-        del environment["PWD"]  # Prefect then leaves `$PWD` to the process that runs the flow
-    _run_prefect(path, environment)
-    for deployment in _read_deployments(settings.prefect):
-        earlier = before.get(deployment["id"])
-        if earlier and earlier["paused"]:
-            call("POST", f"{settings.prefect}/deployments/{deployment['id']}/pause_deployment")
-        _narrow_parameters(settings.prefect, deployment, _declared_names(settings))
-        if deployment["name"] == "ptp-nightly":
-            slugs = set(distinct_schedules(tasks))
-            if earlier:
-                keep_pauses(settings.prefect, earlier, deployment, slugs)
-            _remove_other_schedules(settings.prefect, deployment, slugs)
-        if deployment["name"] == "ptp-watch-sources" and not any(task.watch for task in tasks):
-            _remove_other_schedules(settings.prefect, deployment, set())
-    restore_due_runs(settings.prefect, due)
-    install_automations(settings.prefect)
+    call("GET", f"{api}/health")
+    call("GET", f"{api}/work_pools/{POOL}")
+    before = read_deployments(api)
+    due = list_due_runs(api, before["nightly"]) if "nightly" in before else []
+    folder, names = _WORKERS_FOLDER if shared else str(Path.cwd()), _declared_names(settings)
+    for flow in FLOWS:
+        _put(api, flow, describe_deployment(flow, tasks, names, folder, gpus), before.get(flow))
+    after, slugs = read_deployments(api), set(distinct_schedules(tasks))
+    if "nightly" in before:
+        keep_pauses(api, before["nightly"], after["nightly"], slugs)
+    _remove_other_schedules(api, after["nightly"], slugs)
+    if not any(task.watch for task in tasks):
+        _remove_other_schedules(api, after["watch-sources"], set())
+    restore_due_runs(api, due)
+    install_automations(api)
 
 
 def find_outdated(settings: Settings, tasks: Sequence[Task], gpus: int = 0) -> dict[str, str]:
@@ -108,146 +74,158 @@ def find_outdated(settings: Settings, tasks: Sequence[Task], gpus: int = 0) -> d
 
     Raises ServiceUnavailable if Prefect does not answer, SettingsError if it refuses this client.
     """
-    api, names = str(settings.prefect), _declared_names(settings)
-    known = {deployment["name"]: deployment for deployment in _read_deployments(api)}
-    outdated = {}
-    for name in FLOWS:
-        wanted = _deployment(name, tasks, gpus)
-        deployment = known.get(wanted["name"])
-        if deployment is None:
+    names, known, outdated = _declared_names(settings), read_deployments(str(settings.prefect)), {}
+    for flow in FLOWS:
+        wanted = describe_deployment(flow, tasks, names, _WORKERS_FOLDER, gpus)
+        if flow not in known:
             outdated[wanted["name"]] = "is missing"
-        elif fields := _differing_fields(wanted, deployment, names):
+        elif fields := _differing_fields(wanted, known[flow]):
             outdated[wanted["name"]] = f"has another {', another '.join(fields)}"
     return outdated
 
 
-def _differing_fields(wanted: dict[str, Any], deployment: dict[str, Any], names: list[str]) -> list[str]:
-    """Return the fields of a deployment that are not as wanted."""
-    limit, pool = wanted.get("concurrency_limit"), wanted["work_pool"]
-    strategy = limit.get("collision_strategy") if isinstance(limit, dict) else None
-    schema = {**deployment["parameter_openapi_schema"]}
-    expected: dict[str, tuple[Any, Any]] = {
-        "entry point": (wanted["entrypoint"], deployment["entrypoint"]),
-        "folder": (wanted["pull"], deployment["pull_steps"]),
-        "work pool": (pool["name"], deployment["work_pool_name"]),
-        "work queue": (pool.get("work_queue_name", "default"), deployment["work_queue_name"]),
-        "set of job variables": (pool["job_variables"], deployment["job_variables"]),
-        "limit of runs": (
-            limit["limit"] if isinstance(limit, dict) else limit,
-            (deployment["global_concurrency_limit"] or {}).get("limit"),
-        ),
-        "strategy beyond that limit": (
-            strategy,
-            (deployment["concurrency_options"] or {}).get("collision_strategy"),
-        ),
-        "set of schedules": (
-            [_plain_schedule(one, one) for one in wanted.get("schedules", [])],
-            sorted((_plain_schedule(one, one["schedule"]) for one in deployment["schedules"]), key=_slug),
-        ),
-        "form": (_narrow_schema(schema, names), deployment["parameter_openapi_schema"]),
-        "request": (_request_fields(schema, from_here=True), _request_fields(schema, from_here=False)),
-    }
-    return [field for field, (here, there) in expected.items() if here != there]
-
-
-def _plain_schedule(one: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "slug": one["slug"],
-        "cron": schedule.get("cron"),
-        "timezone": schedule.get("timezone"),
-        "parameters": one.get("parameters") or {},
-    }
-
-
-def _slug(schedule: dict[str, Any]) -> str:
-    return schedule["slug"] or ""
-
-
-def _request_fields(schema: dict[str, Any], from_here: bool) -> set[str]:
-    """Return the fields of a flow's request, as this program knows them or as the deployment does."""
-    name, declared = next(iter(schema["definitions"].items()))
-    return set(getattr(requests, name).model_fields) if from_here else set(declared["properties"])
-
-
-def _deployment(name: str, tasks: Sequence[Task], gpus: int = 0) -> dict[str, Any]:
-    deployment: dict[str, Any] = {
-        "name": f"ptp-{name}",
-        "entrypoint": entrypoint_of(name),
-        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}],
-        "work_pool": {"name": POOL, "job_variables": {"env": dict(_RUN_ENVIRONMENT)}},
-    }
-    if name in TRAINING:
-        deployment["work_pool"]["work_queue_name"] = TRAINING_QUEUE
-        if gpus:
-            deployment["work_pool"]["job_variables"]["gpus"] = gpus
-    if name == "nightly":  # no limit of Prefect's: a slot may leak, and the night's own lease does it (flows/turn.py)
-        deployment["schedules"] = [
-            {
-                "slug": slug,
-                "cron": schedule.cron,
-                "timezone": schedule.timezone,
-                "parameters": {"request": {"schedule": slug}},
-            }
-            for slug, schedule in distinct_schedules(tasks).items()
-        ]
-    if name in ("reconcile", "alarm"):  # late runs and runs at the same time would all do the same work
-        deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-        deployment["schedules"] = [POLL if name == "reconcile" else ALARM]
-    if name == "watch-sources":
-        deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-        deployment["schedules"] = [WATCH] if any(task.watch for task in tasks) else []
-    return deployment
-
-
-def entrypoint_of(name: str) -> str:
-    """Return the module and the function of a flow."""
-    module = name.replace("-", "_")
-    return f"flows.{module}.{module}"
-
-
-def _run_prefect(path: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise SettingsError(f"Prefect refuses the deployments of {path}: {' | '.join(lines[-5:])}")
-
-
-def _read_deployments(api: str) -> list[dict[str, Any]]:
-    deployments = []
-    for name in FLOWS:
+def read_deployments(api: str) -> dict[str, dict[str, Any]]:
+    """Return the deployments of the flows that the server has, by flow."""
+    deployments = {}
+    for flow in FLOWS:
         try:
-            deployments.append(call("GET", f"{api}/deployments/name/{name}/ptp-{name}"))
+            deployments[flow] = call("GET", f"{api}/deployments/name/{flow}/ptp-{flow}")
         except NotFound:
             continue
     return deployments
 
 
+# ---------------------------------------------------------------- one deployment
+
+
+def describe_deployment(
+    flow: str, tasks: Sequence[Task], names: Sequence[str], folder: str, gpus: int = 0
+) -> dict[str, Any]:
+    """Return the deployment of a flow as Prefect's REST API takes it.
+
+    `nightly` runs on the tasks' schedules, `reconcile` and `alarm` every five minutes, and so does `watch-sources` if a
+    task is watched; the others run on request, of the tasks with these `names`.
+    """
+    trains, polls = flow in TRAINING, flow in POLLS
+    return {
+        "name": f"ptp-{flow}",
+        "description": _describe(flow),
+        "version": importlib.metadata.version("ptpipeline"),
+        "entrypoint": entrypoint_of(flow),
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}],
+        "work_pool_name": POOL,
+        "work_queue_name": TRAINING_QUEUE if trains else "default",
+        "job_variables": {"env": dict(_RUN_ENVIRONMENT)} | ({"gpus": gpus} if trains and gpus else {}),
+        # late runs and runs at the same time would all do the same work; a night has no limit of Prefect's, whose slot
+        # may leak: its own lease does it (flows/turn.py)
+        "concurrency_limit": 1 if polls else None,
+        "concurrency_options": {"collision_strategy": "CANCEL_NEW"} if polls else None,
+        "schedules": _schedules(flow, tasks),
+        "parameter_openapi_schema": narrow_schema(make_schema(flow), names),
+        "enforce_parameter_schema": True,
+    }
+
+
+def entrypoint_of(flow: str) -> str:
+    """Return the module and the function of a flow."""
+    module = flow.replace("-", "_")
+    return f"flows.{module}.{module}"
+
+
+def make_schema(flow: str) -> dict[str, Any]:
+    """Return the JSON schema of a flow's parameters, as Prefect makes it of the flow's function."""
+    name = f"{flow.title().replace('-', '')}Request"
+    record = getattr(requests, name)
+    schema = record.model_json_schema()
+    request: dict[str, Any] = {"$ref": f"#/definitions/{name}", "position": 0, "title": "request"}
+    whole = {"title": "Parameters", "type": "object", "properties": {"request": request}, "definitions": {name: schema}}
+    if schema.get("required"):
+        return {**whole, "required": ["request"]}
+    request["default"] = record().model_dump(mode="json")
+    return whole
+
+
+def narrow_schema(whole: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a schema by which Prefect refuses, before there is a run, what the flow does not take: parameters that it
+    does not have, and tasks without a file. What is rolled back or reconciled needs no file.
+    """
+    [(title, definition)] = whole["definitions"].items()
+    fields, name = dict(definition["properties"]), {"type": "string", "enum": list(names)}
+    if "tasks" in fields and names:
+        fields["tasks"] = {**fields["tasks"], "anyOf": [{"type": "array", "items": name}, {"type": "null"}]}
+    elif "version" in fields and names:
+        fields["task"] = {**fields["task"], **name}
+    return {**whole, "additionalProperties": False, "definitions": {title: {**definition, "properties": fields}}}
+
+
+def _schedules(flow: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    if flow == "nightly":
+        return [
+            {
+                "slug": slug,
+                "schedule": {"cron": schedule.cron, "timezone": schedule.timezone},
+                "parameters": {"request": {"schedule": slug}},
+            }
+            for slug, schedule in distinct_schedules(tasks).items()
+        ]
+    if flow not in POLLS or (flow == "watch-sources" and not any(task.watch for task in tasks)):
+        return []
+    return [{"slug": POLLS[flow], "schedule": dict(EVERY_FIVE_MINUTES), "parameters": {}}]
+
+
+def _describe(flow: str) -> str:
+    """Return the docstring of a flow's function, which is not imported: that takes seconds."""
+    module = entrypoint_of(flow).split(".")[1]
+    tree = ast.parse((Path(requests.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == module)
+    return ast.get_docstring(function) or ""
+
+
+def _put(api: str, flow: str, wanted: dict[str, Any], known: dict[str, Any] | None) -> None:
+    if known:  # without an empty list of schedules, for which Prefect wants slugs
+        sent = {name: value for name, value in wanted.items() if name != "name" and (value or name != "schedules")}
+        call("PATCH", f"{api}/deployments/{known['id']}", sent)
+    else:
+        id_ = call("POST", f"{api}/flows/", {"name": flow})["id"]
+        call("POST", f"{api}/deployments/", {**wanted, "flow_id": id_})
+
+
+def _differing_fields(wanted: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Return the fields of a deployment that are not as wanted, as a person calls them."""
+    pairs = {
+        "description": (wanted["description"], known["description"]),
+        "version of ptpipeline": (wanted["version"], known["version"]),
+        "entry point": (wanted["entrypoint"], known["entrypoint"]),
+        "folder": (wanted["pull_steps"], known["pull_steps"]),
+        "work pool": (wanted["work_pool_name"], known["work_pool_name"]),
+        "work queue": (wanted["work_queue_name"], known["work_queue_name"]),
+        "set of job variables": (wanted["job_variables"], known["job_variables"]),
+        "limit of runs": (wanted["concurrency_limit"], (known["global_concurrency_limit"] or {}).get("limit")),
+        "strategy beyond that limit": (
+            (wanted["concurrency_options"] or {}).get("collision_strategy"),
+            (known["concurrency_options"] or {}).get("collision_strategy"),
+        ),
+        "set of schedules": (
+            [_plain_schedule(one) for one in wanted["schedules"]],
+            sorted((_plain_schedule(one) for one in known["schedules"]), key=lambda one: str(one["slug"])),
+        ),
+        "form": (wanted["parameter_openapi_schema"], known["parameter_openapi_schema"]),
+    }
+    return [field for field, (here, there) in pairs.items() if here != there]
+
+
+def _plain_schedule(one: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "slug": one["slug"],
+        "cron": one["schedule"].get("cron"),
+        "timezone": one["schedule"].get("timezone"),
+        "parameters": one.get("parameters") or {},
+    }
+
+
 def _declared_names(settings: Settings) -> list[str]:
     """Return the names of all task files: a run of a broken one tells what is wrong with it."""
     return [path.stem for path in task_files(settings.tasks) if is_name(path.stem)]
-
-
-def _narrow_parameters(api: str, deployment: dict[str, Any], names: list[str]) -> None:
-    """Let Prefect refuse, before there is a run, parameters that the flow does not have and tasks without a file.
-
-    By default it checks the types of the known parameters only. What is rolled back or reconciled needs no file.
-    """
-    schema = _narrow_schema(deployment["parameter_openapi_schema"], names)
-    call("PATCH", f"{api}/deployments/{deployment['id']}", {"parameter_openapi_schema": schema})
-
-
-def _narrow_schema(whole: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    schema = {**copy.deepcopy(whole), "additionalProperties": False}
-    request = next(iter(schema["definitions"].values()))["properties"]
-    name = {"type": "string", "enum": names}
-    if "tasks" in request and names:
-        request["tasks"] = {**request["tasks"], "anyOf": [{"type": "array", "items": name}, {"type": "null"}]}
-    elif "version" in request and names:
-        request["task"] = {**request["task"], **name}
-    return schema
 
 
 def _remove_other_schedules(api: str, deployment: dict[str, Any], slugs: set[str]) -> None:

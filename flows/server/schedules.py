@@ -33,6 +33,19 @@ def scheduled_under(tasks: Sequence[Task], slug: str) -> list[Task]:
     return [task for task in tasks if task.schedule and slug_of(task.schedule) == slug]
 
 
+def find_slug(api: str, run: str) -> str | None:
+    """Return the slug of the schedule that made the flow run; None if none did, or if it is gone.
+
+    Prefect takes the parameters of a schedule away when somebody pauses it, and does not bring them back with it.
+    """
+    found = call("GET", f"{api}/flow_runs/{run}")
+    maker = found["created_by"] or {}
+    if maker.get("type") != "SCHEDULE":
+        return None
+    schedules = call("GET", f"{api}/deployments/{found['deployment_id']}")["schedules"]
+    return next((schedule["slug"] for schedule in schedules if schedule["id"] == maker["id"]), None)
+
+
 # ---------------------------------------------------------------- a deployment of changed schedules
 
 
@@ -45,7 +58,8 @@ def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted:
     gone = [schedule for schedule in before["schedules"] if schedule["slug"] not in wanted and not schedule["active"]]
     added = [schedule for schedule in after["schedules"] if schedule["slug"] in wanted - known] if gone else []
     for schedule in added:
-        call("PATCH", f"{api}/deployments/{after['id']}/schedules/{schedule['id']}", {"active": False})
+        kept = {"active": False, "parameters": schedule["parameters"]}  # else Prefect takes them away
+        call("PATCH", f"{api}/deployments/{after['id']}/schedules/{schedule['id']}", kept)
         log.warning(
             "the schedule %s is paused, because %s was, in whose place it came; resume it in Prefect",
             schedule["slug"],

@@ -18,6 +18,7 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, manifest_key, prompt_prefix, tensors_key
 
 MAX_TENSOR_BYTES = 64 * 2**20
+MAX_FOREIGN_BYTES = 2 * MAX_TENSOR_BYTES  # of a tensor to start from: others store float32, we store 16 bit
 MAX_HEADER_BYTES = 64 * 2**10
 MAX_MANIFEST_BYTES = 2**20
 MAX_VIRTUAL_TOKENS = 1000

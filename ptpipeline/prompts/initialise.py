@@ -17,15 +17,12 @@ from torch import Tensor
 from ptpipeline.errors import ArtifactError, BaseModelError, DataError
 from ptpipeline.foreign import check_file, parsing, shorten
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
-from ptpipeline.prompts.artifact import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, parse_header
+from ptpipeline.prompts.artifact import MAX_FOREIGN_BYTES, MAX_HEADER_BYTES, parse_header
 from ptpipeline.task.recipe import TextInit, Tune
 
 SAMPLED_ROWS = (
     5000  # tokens; Lester et al. 2021, section 3.2: the most frequent ones, which BPE vocabularies list first
 )
-
-
-MAX_FILE_BYTES = 2 * MAX_TENSOR_BYTES  # others store float32, we store 16 bit
 
 
 def make_initial_prompt(
@@ -145,7 +142,7 @@ def read_tensor(path: Path) -> Tensor:
         f"{path}: no readable prompt", "expected a tensor [P, H], named `embeddings` in a .safetensors file", DataError
     ):
         if path.suffix == ".npy":
-            check_file(path, MAX_FILE_BYTES, DataError)
+            check_file(path, MAX_FOREIGN_BYTES, DataError)
             mapped = np.lib.format.open_memmap(path, mode="r")  # a header beyond the file's size allocates nothing
             tensor = torch.from_numpy(np.array(mapped))
         else:
@@ -166,7 +163,7 @@ def read_tensor_file(path: Path, name: str, alone: bool = False) -> Tensor:
     Raises ArtifactError if the file is too large, truncated, malformed or has no such tensor, or others beside it
     although it should be `alone`; NotFound if it cannot be read.
     """
-    size = check_file(path, MAX_FILE_BYTES)
+    size = check_file(path, MAX_FOREIGN_BYTES)
     with parsing(str(path), "it is truncated or altered"):
         with path.open("rb") as file:
             names = parse_header(file.read(8 + MAX_HEADER_BYTES), size)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ptpipeline.errors import DataError, NotFound, TaskFileError
 from ptpipeline.foreign import read_file
-from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.initialise import MAX_FILE_BYTES
+from ptpipeline.prompts.artifact import MAX_FOREIGN_BYTES, Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
 from ptpipeline.serving.resolver import resolve, split_reference
@@ -57,7 +56,9 @@ def digest_start(task: Task, store: ObjectStore) -> str | None:
         return version.digest
     if isinstance(init, FileInit):
         try:
-            return hashlib.sha256(read_file(Path(os.path.expanduser(init.file)), MAX_FILE_BYTES, DataError)).hexdigest()
+            return hashlib.sha256(
+                read_file(Path(os.path.expanduser(init.file)), MAX_FOREIGN_BYTES, DataError)
+            ).hexdigest()
         except NotFound as error:
             raise DataError(f"task {task.name}: tune.init.file: {error}; give the path of the tensor") from None
     return None

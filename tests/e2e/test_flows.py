@@ -15,12 +15,12 @@ from flows.local.process import spawn, stop
 from flows.requests import IngestRequest, NightlyRequest, PromoteRequest, TuneRequest
 from flows.server.api import call
 from flows.server.deploy import FLOWS, deploy, entrypoint_of
-from flows.server.environment import client_environment
+from flows.server.schedules import find_slug
 from flows.server.trigger import Finished, LogLine, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.records.base import Record
 from ptpipeline.settings import load_settings
-from ptpipeline.task.folder import load_task
+from ptpipeline.task.folder import load_task, task_files
 from ptpipeline.task.task import Task
 from tests.e2e.conftest import Project
 
@@ -53,20 +53,9 @@ def followed(project: Project, run: str) -> tuple[list[LogLine], Finished]:
 
 @pytest.fixture(scope="module")
 def shipped(project: Project) -> None:
-    """The shipped deployments on the server, by Prefect's own command in the checkout."""
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "--no-prompt",
-        "deploy",
-        "--all",
-        "--prefect-file",
-        "deploy/prefect.yaml",
-    ]
-    environment = {**client_environment(project.home, project.prefect), "PWD": str(CHECKOUT)}
-    done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """The deployments of the shipped tasks on the server."""
+    tasks = CHECKOUT / "tasks"
+    deploy(load_settings().model_copy(update={"tasks": tasks}), [load_task(path) for path in task_files(tasks)])
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +83,28 @@ def deployed(project: Project, shipped: None, task: Task) -> Redeployed:
     return Redeployed(before, after)
 
 
-def test_the_scheduler_inserts_a_run_for_the_shipped_cron(project: Project, shipped: None) -> None:
+def inserted_runs(project: Project) -> list[dict[str, Any]]:
+    """The runs of the next nights, as soon as the scheduler has made some."""
     deadline = time.monotonic() + 60
     while not (runs := scheduled_runs(project, the_nightly(project))) and time.monotonic() < deadline:
         time.sleep(0.5)
+    return runs
+
+
+def test_the_scheduler_inserts_a_run_for_the_shipped_cron(project: Project, shipped: None) -> None:
+    runs = inserted_runs(project)
     assert {run["expected_start_time"][11:19] for run in runs} == {"17:00:00"}  # 02:00 in Seoul
     assert runs[0]["parameters"] == {"request": {"schedule": "0-2-x-x-x-asia-seoul"}}
+
+
+def test_a_night_of_a_schedule_that_was_paused_and_resumed_is_of_its_tasks_alone(
+    project: Project, shipped: None
+) -> None:
+    deployment = the_nightly(project)
+    url = f"{project.prefect}/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    call("PATCH", url, {"active": False})  # as Prefect's page does; it removes the runs, and the schedule's parameters
+    call("PATCH", url, {"active": True})
+    assert {find_slug(project.prefect, run["id"]) for run in inserted_runs(project)} == {"0-2-x-x-x-asia-seoul"}
 
 
 def test_deploying_again_keeps_what_somebody_paused(deployed: Redeployed) -> None:

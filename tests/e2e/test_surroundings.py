@@ -25,7 +25,7 @@ def test_a_whole_night_needs_nothing_of_the_surroundings(project: Project) -> No
 
 def test_all_of_a_home_with_odd_signs_lies_in_it(project: Project) -> None:
     files = {path.name for path in project.home.rglob("*") if path.is_file()}
-    assert {"stack-ledger.db", "prefect.db", "mlflow.db", "stack.json", "prefect.yaml"} <= files
+    assert {"stack-ledger.db", "prefect.db", "mlflow.db", "stack.json"} <= files
     assert [path.name for path in project.folder.parent.iterdir()] == [project.folder.name]
     beside = {path.name for path in project.folder.iterdir()} - {"aws", "fruit.csv", "tasks", "tiny", "other"}
     assert beside == {project.home.name}  # the others are what the tests put there

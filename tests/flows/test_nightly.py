@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 
 from flows.chronicle import begin, finish
-from flows.nightly import choose_mode, nightly
+from flows.nightly import choose_mode, complete, nightly
 from flows.requests import GangRequest, NightlyRequest, TuneRequest
 from flows.spread import GANGS_PER_WORKER, spread
 from flows.stages.chain import Night
@@ -69,6 +69,38 @@ def test_a_night_whose_run_a_person_cancelled_is_not_begun_again(ledger: Ledger)
     ended = run(NightlyRequest(resumes=1, night="first", cancelled=True))
     assert isinstance(ended, State)
     assert (ended.name, list_nights(ledger, 9)) == ("Skipped", [])
+
+
+def asked_for(request: NightlyRequest, run: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> NightlyRequest:
+    """What the flow makes of a request whose run, or the one that it goes on with, has the id `r`."""
+    monkeypatch.setitem(vars(flow_run), "id", "r")
+    answers = {
+        "GET /flow_runs/r": lambda _: (200, {"deployment_id": "d", **run}),
+        "GET /deployments/d": lambda _: (200, {"schedules": [{"id": "s", "slug": "0-5-x-x-x-utc"}]}),
+    }
+    with listening(Prefect(answers)) as prefect, temporary_settings({PREFECT_API_URL: prefect.url}):
+        return complete(request)
+
+
+BY_SCHEDULE = {"created_by": {"type": "SCHEDULE", "id": "s", "display_value": "CronSchedule"}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "run", "schedule"),
+    [
+        (NightlyRequest(), BY_SCHEDULE, "0-5-x-x-x-utc"),
+        (NightlyRequest(night="r", resumes=1), BY_SCHEDULE, "0-5-x-x-x-utc"),
+        (NightlyRequest(schedule="mine"), BY_SCHEDULE, "mine"),
+        (NightlyRequest(tasks=["mood"]), BY_SCHEDULE, None),
+        (NightlyRequest(), {"created_by": None}, None),  # a person started it
+        (NightlyRequest(), {"created_by": {"type": "AUTOMATION", "id": "s"}}, None),
+        (NightlyRequest(), {"created_by": {"type": "SCHEDULE", "id": "gone"}}, None),
+    ],
+)
+def test_a_night_is_of_the_schedule_that_made_it_though_prefect_lost_the_parameter(
+    request_: NightlyRequest, run: dict[str, object], schedule: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked_for(request_, run, monkeypatch) == request_.model_copy(update={"schedule": schedule})
 
 
 def test_others_are_told_of_a_night_that_ended_by_an_error(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from flows import requests as flow_requests
 from flows.cli import main
 from flows.cli.app import app
 from flows.server import webhook
-from flows.server.deploy import FLOWS, render
+from flows.server.deploy import FLOWS, describe_deployment
 from flows.server.schedules import slug_of
 from flows.stages.context import MACHINE
 from flows.stages.outcome import Outcome
@@ -431,9 +431,30 @@ def restore_times(project: Path) -> None:
 # ---------------------------------------------------------------- Prefect and MLflow
 
 
-def deployments() -> str:
-    """The rendered prefect.yaml for the fixed tasks."""
-    return render([_task(declared) for declared in inputs.TASKS.values()])
+def deployments() -> list[dict[str, Any]]:
+    """The deployments for the fixed tasks, in the form of Prefect's prefect.yaml."""
+    tasks = [_task(declared) for declared in inputs.TASKS.values()]
+    return [_as_in_yaml(describe_deployment(flow, tasks, [], "{{ $PWD }}")) for flow in FLOWS]
+
+
+def _as_in_yaml(deployment: dict[str, Any]) -> dict[str, Any]:
+    pool = {"name": deployment["work_pool_name"], "job_variables": deployment["job_variables"]}
+    if deployment["work_queue_name"] != "default":
+        pool["work_queue_name"] = deployment["work_queue_name"]
+    written = {
+        "name": deployment["name"],
+        "entrypoint": deployment["entrypoint"],
+        "pull": deployment["pull_steps"],
+        "work_pool": pool,
+    }
+    if deployment["concurrency_limit"]:
+        written["concurrency_limit"] = {"limit": deployment["concurrency_limit"], **deployment["concurrency_options"]}
+    if deployment["schedules"] or deployment["concurrency_limit"]:
+        written["schedules"] = [
+            {"slug": one["slug"], **one["schedule"]} | ({"parameters": one["parameters"]} if one["parameters"] else {})
+            for one in deployment["schedules"]
+        ]
+    return written
 
 
 def slugs(schedules: list[tuple[str, str]]) -> list[str]:

@@ -1,14 +1,15 @@
 """What Prefect lacks of the deployments, by a small server that holds them; and what its forms take."""
 
 import copy
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from benchmarks.fixtures.prompts import a_task
-from flows import requests
 from flows.server import bootstrap, deploy
 from flows.server.bootstrap import Sight
 from flows.server.deploy import FLOWS, find_outdated
@@ -35,38 +36,20 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path, tasks=tmp_path)
 
 
-def a_schema(flow: str) -> dict[str, Any]:
-    """The schema of the flow's parameters as Prefect makes it."""
-    name = f"{flow.title().replace('-', '')}Request"
-    return {"type": "object", "definitions": {name: getattr(requests, name).model_json_schema()}}
-
-
 def as_held(flow: str) -> dict[str, Any]:
     """The deployment of a flow as Prefect holds it, with its schedules in an order of its own."""
-    wanted = copy.deepcopy(deploy._deployment(flow, TASKS))
-    pool, limit = wanted["work_pool"], wanted.get("concurrency_limit")
+    wanted = deploy.describe_deployment(flow, TASKS, NAMES, "{{ $PWD }}")
     schedules = [
-        {
-            "slug": one["slug"],
-            "id": one["slug"],
-            "active": True,
-            "parameters": one.get("parameters", {}),
-            "schedule": {"cron": one["cron"], "timezone": one["timezone"], "day_or": True},
-        }
-        for one in wanted.get("schedules", [])
+        {**one, "id": one["slug"], "active": True, "schedule": {**one["schedule"], "day_or": True}}
+        for one in wanted["schedules"]
     ]
+    limit = wanted["concurrency_limit"]
     return {
+        **copy.deepcopy(wanted),
         "id": flow,
-        "name": wanted["name"],
-        "entrypoint": wanted["entrypoint"],
-        "pull_steps": wanted["pull"],
-        "work_pool_name": pool["name"],
-        "work_queue_name": pool.get("work_queue_name", "default"),
-        "job_variables": pool["job_variables"],
-        "global_concurrency_limit": {"limit": limit["limit"], "active_slots": 0} if limit else None,
-        "concurrency_options": {"collision_strategy": limit["collision_strategy"]} if limit else None,
+        "concurrency_limit": None,  # Prefect tells it in the other place
+        "global_concurrency_limit": {"limit": limit, "active_slots": 0} if limit else None,
         "schedules": schedules[::-1],
-        "parameter_openapi_schema": deploy._narrow_schema(a_schema(flow), NAMES),
     }
 
 
@@ -94,7 +77,7 @@ def look(settings: Settings, held: dict[str, dict[str, Any]]) -> Sight:
 ALL = {flow: as_held(flow) for flow in FLOWS}
 
 
-def test_what_is_held_as_it_is_rendered_is_not_outdated(settings: Settings) -> None:
+def test_what_is_held_as_it_is_described_is_not_outdated(settings: Settings) -> None:
     assert outdated(settings, ALL) == {}
     assert look(settings, ALL) == Sight("there")
 
@@ -132,7 +115,9 @@ def loosen(held: dict[str, Any]) -> None:
         ("nightly", lambda held: held["schedules"][0]["schedule"].update(cron="0 3 * * *"), "set of schedules"),
         ("nightly", lambda held: held["schedules"][0].update(parameters={}), "set of schedules"),
         ("tune", loosen, "form"),
-        ("tune", extend, "request"),
+        ("tune", extend, "form"),
+        ("tune", lambda held: held.update(description="Train."), "description"),
+        ("tune", lambda held: held.update(version="0.0.1"), "version of ptpipeline"),
     ],
 )
 def test_each_field_that_differs_is_named(settings: Settings, flow: str, change: Change, field: str) -> None:
@@ -149,18 +134,40 @@ def test_only_runs_that_train_ask_for_gpus(settings: Settings) -> None:
 # ---------------------------------------------------------------- forms and schedules
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_schema_and_description_are_those_that_prefect_makes_of_the_flow(name: str) -> None:
+    module, _, function = deploy.entrypoint_of(name).rpartition(".")
+    flow = getattr(importlib.import_module(module), function)
+    assert flow.name == name
+    assert deploy.make_schema(name) == parameter_schema(flow).model_dump(exclude_unset=True)
+    assert deploy.describe_deployment(name, TASKS, NAMES, "/here")["description"] == flow.description
+
+
 @pytest.mark.parametrize(
     ("flow", "field", "narrowed"),
     [("nightly", "tasks", True), ("promote", "task", True), ("rollback", "task", False), ("reconcile", "task", False)],
 )
 def test_a_form_takes_the_tasks_that_have_a_file_where_one_is_needed(flow: str, field: str, narrowed: bool) -> None:
-    whole = a_schema(flow)
-    form = deploy._narrow_schema(whole, NAMES)
+    form = deploy.narrow_schema(deploy.make_schema(flow), NAMES)
     [request] = form["definitions"].values()
     assert form["additionalProperties"] is False
     assert (str(NAMES) in str(request["properties"][field])) == narrowed
-    [request] = deploy._narrow_schema(whole, [])["definitions"].values()
+    [request] = deploy.narrow_schema(deploy.make_schema(flow), [])["definitions"].values()
     assert "enum" not in str(request["properties"][field])  # without files none can be named
+
+
+def test_sources_are_watched_on_a_schedule_only_if_a_task_asks_for_it() -> None:
+    watched = TASKS[0].model_copy(update={"watch": True})
+    assert deploy.describe_deployment("watch-sources", TASKS, NAMES, "/here")["schedules"] == []
+    [schedule] = deploy.describe_deployment("watch-sources", [*TASKS, watched], NAMES, "/here")["schedules"]
+    assert schedule["slug"] == "watch"
+
+
+def test_a_schedule_is_sent_without_its_pause_which_is_the_servers() -> None:
+    for flow in FLOWS:
+        described = deploy.describe_deployment(flow, TASKS, NAMES, "/here")
+        assert "paused" not in described
+        assert all("active" not in schedule for schedule in described["schedules"])
 
 
 def test_schedules_that_no_task_has_are_removed_and_the_others_stay() -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from benchmarks.fixtures.prompts import a_task
 from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
@@ -23,7 +22,7 @@ from flows.requests import IngestRequest
 from flows.server import api
 from flows.server import trigger as following
 from flows.server.api import call
-from flows.server.deploy import render
+from flows.server.deploy import FLOWS, describe_deployment
 from flows.server.trigger import Finished, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 
@@ -284,8 +283,10 @@ def test_a_run_that_prefect_does_not_tell_of_is_at_work_all_the_same(tmp_path: P
 
 def test_what_looks_every_few_minutes_is_not_at_work(tmp_path: Path) -> None:
     watched = a_task().model_copy(update={"watch": True})
-    rendered = YAML(typ="safe").load(render([watched]))["deployments"]
-    looking = [each["name"] for each in rendered if [s["cron"] for s in each.get("schedules", [])] == ["*/5 * * * *"]]
+    deployments = [describe_deployment(flow, [watched], [], "/here") for flow in FLOWS]
+    looking = [
+        each["name"] for each in deployments if [s["schedule"]["cron"] for s in each["schedules"]] == ["*/5 * * * *"]
+    ]
     assert len(looking) == 3
     assert [at_work(tmp_path, name, "RUNNING") for name in looking] == [[]] * 3
 

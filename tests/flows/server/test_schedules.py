@@ -14,7 +14,6 @@ from prefect.server.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
 from flows.nightly import narrow
-from flows.server.deploy import FLOWS, entrypoint_of, render
 from flows.server.schedules import distinct_schedules, keep_pauses, restore_due_runs, scheduled_under, slug_of
 from ptpipeline.errors import NotFound
 from ptpipeline.task.folder import load_task, task_files
@@ -116,26 +115,11 @@ def test_a_schedule_no_task_has_is_refused_by_name(shipped: list[Task]) -> None:
         narrow(shipped, "gone")
 
 
-def test_the_shipped_deployments_are_the_rendered_ones(shipped: list[Task]) -> None:
-    assert (PROJECT / "deploy" / "prefect.yaml").read_text() == render(shipped)
-
-
-def test_every_flow_is_deployed_by_module_path(shipped: list[Task]) -> None:
-    text = render(shipped)
-    assert [f"entrypoint: {entrypoint_of(name)}\n" in text for name in FLOWS] == [True] * len(FLOWS)
-    assert "active:" not in text
-
-
-def test_sources_are_watched_on_a_schedule_only_if_a_task_asks_for_it(shipped: list[Task]) -> None:
-    assert "slug: watch\n" not in render(shipped)
-    assert render([*shipped, shipped[0].model_copy(update={"watch": True})]).count("slug: watch\n") == 1
-
-
 # ---------------------------------------------------------------- a deployment of changed schedules
 
 
 def schedule(slug: str, active: bool = True) -> dict[str, object]:
-    return {"slug": slug, "id": f"id-{slug}", "active": active}
+    return {"slug": slug, "id": f"id-{slug}", "active": active, "parameters": {"request": {"schedule": slug}}}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +138,8 @@ def test_a_schedule_in_place_of_a_paused_one_is_paused(
     changes = {f"PATCH /deployments/d/schedules/id-{slug}": lambda _: (204, b"") for slug in [*after, "gone"]}
     with listening(Prefect(changes)) as prefect:
         keep_pauses(prefect.url, earlier, now, set(after))
-    assert prefect.asked == [(f"PATCH /deployments/d/schedules/id-{slug}", {"active": False}) for slug in paused]
+    sent = {slug: {"active": False, "parameters": {"request": {"schedule": slug}}} for slug in paused}
+    assert prefect.asked == [(f"PATCH /deployments/d/schedules/id-{slug}", body) for slug, body in sent.items()]
 
 
 def test_a_due_run_that_a_deployment_removed_is_scheduled_again_for_its_time_and_once() -> None:
