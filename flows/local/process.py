@@ -19,6 +19,7 @@ HOST = "127.0.0.1"
 MARK = "PTP_STACK_SERVER"  # the variable that names the server to whoever looks for it
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect's variable in the environment of a flow run
 _STOP_SECONDS = 20.0
+_RUN_SECONDS = 15.0  # for a training's last step and its checkpoint
 _REPORT_SECONDS = 3.0
 _LOOK_SECONDS = 0.3  # between two looks at what a process that ends has started
 _SAME_START = 2.0  # seconds: the start time is computed from the boot time, which clock corrections shift
@@ -55,8 +56,14 @@ def spawn(
 
 
 def is_alive(process: Process) -> bool:
-    """Whether it still runs; a foreign process with the same pid and a zombie do not count."""
-    return _find(process) is not None
+    """Whether it still runs; a foreign process with the same pid, a zombie, and one that an interrupted `stop` left
+    suspended do not count.
+    """
+    root = _find(process)
+    try:
+        return root is not None and root.status() != psutil.STATUS_STOPPED
+    except psutil.Error:  # it ended meanwhile
+        return False
 
 
 def find_marked(prefix: str) -> list[Process]:
@@ -93,27 +100,32 @@ def read_environment(process: Process) -> dict[str, str]:
 def stop(process: Process) -> None:
     """End the process and its descendants: SIGTERM, then SIGKILL for those that still run after 20 s.
 
-    Flow runs below a worker are told too: a training writes its checkpoint before it ends. Prefect's worker goes on
-    taking runs as long as one of its own still ends: such a run is told as soon as it is seen, and once the first ones
-    have ended, the worker gets some seconds to report them. Else it would start a night that goes on again and again.
-    A foreign process with the same pid is left alone.
+    Flow runs below a worker are told first, and end before it is told: a training writes its checkpoint, and Prefect's
+    worker kills its runs as soon as it is told. It is suspended meanwhile, or it would start a night that goes on again
+    and again. A run that it starts all the same is told as soon as it is seen, and the worker gets some seconds to
+    report its runs. A foreign process with the same pid is left alone.
     """
     root = _find(process)
     if root is None:
         return
     sockets, running = _socket_files(root), _tree(root)
-    first = {relative for relative in running if _is_flow_run(relative)}
-    told = {root, *first}
-    _signal(list(told), "terminate")
-    ends = time.monotonic() + _STOP_SECONDS
+    told = {relative for relative in running[1:] if _is_flow_run(relative)}
+    if told and not _is_flow_run(root):
+        _signal([root], "suspend")
+        _signal(list(told), "terminate")
+        _wait(list(told), _RUN_SECONDS)
+        ends = time.monotonic() + _REPORT_SECONDS
+    else:
+        _signal(list(told), "terminate")
+        ends = time.monotonic() + _STOP_SECONDS
+    _signal([root], "terminate")
+    _signal([root], "resume")
     while running and time.monotonic() < ends:
         running = list({relative for one in running for relative in _tree(one)})
         runs = {relative for relative in running if relative not in told and _is_flow_run(relative)}
         _signal(list(runs), "terminate")
         told |= runs
         running = _wait(running, _LOOK_SECONDS)
-        if first and first.isdisjoint(running):
-            first, ends = set(), min(ends, time.monotonic() + _REPORT_SECONDS)
     _signal(running, "kill")
     _wait(running, _STOP_SECONDS)
     for path in sockets:

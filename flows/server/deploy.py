@@ -182,7 +182,7 @@ def _describe(flow: str) -> str:
 
 
 def _put(api: str, flow: str, wanted: dict[str, Any], known: dict[str, Any] | None) -> None:
-    if known:  # without an empty list of schedules, for which Prefect wants slugs
+    if known:  # an empty list of schedules would remove those that a person added
         sent = {name: value for name, value in wanted.items() if name != "name" and (value or name != "schedules")}
         call("PATCH", f"{api}/deployments/{known['id']}", sent)
     else:

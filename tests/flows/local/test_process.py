@@ -26,6 +26,7 @@ from flows.local.process import (
     spawn,
     stop,
 )
+from tests.waiting import wait_for
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
@@ -48,6 +49,20 @@ BUSY = (
     "    ours = {**os.environ, 'PREFECT__FLOW_RUN_ID': 'one'}\n"
     "    subprocess.run([sys.executable, '-c', sys.argv[1]], env=ours)\n"
 )
+RUN = (
+    "import signal, sys, time\n"
+    "def end(*_):\n"
+    "    time.sleep(0.5)\n"
+    "    open(sys.argv[1], 'w').write('checkpoint')\n"
+    "    sys.exit()\n"
+    "signal.signal(signal.SIGTERM, end)\n"
+) + SLEEP
+KILLER = (
+    "import os, signal, subprocess, sys, time\n"
+    "ours = {**os.environ, 'PREFECT__FLOW_RUN_ID': 'one'}\n"
+    "child = subprocess.Popen([sys.executable, '-c', *sys.argv[1:]], env=ours)\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit()))\n"
+) + SLEEP
 SERVER = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n" + SLEEP
 
 
@@ -112,6 +127,26 @@ def test_a_descendant_that_ignores_its_end_is_killed(
     (child,) = psutil.Process(process.pid).children()
     stop(process)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_run_ends_behind_its_checkpoint_before_its_worker_is_told(
+    started: Callable[..., Process], tmp_path: Path
+) -> None:
+    worker = started(KILLER, RUN, str(tmp_path / "checkpoint"), lines=2)  # Prefect's kills its runs as soon as it ends
+    began = time.monotonic()
+    stop(worker)
+    assert (is_alive(worker), (tmp_path / "checkpoint").read_text()) == (False, "checkpoint")
+    assert time.monotonic() - began < module._RUN_SECONDS
+
+
+def test_a_worker_that_an_interrupted_stop_left_suspended_is_not_alive_and_ends(
+    started: Callable[..., Process],
+) -> None:
+    worker = started(SLEEP)
+    psutil.Process(worker.pid).suspend()
+    wait_for(lambda: not is_alive(worker), 10)
+    stop(worker)
+    assert not psutil.pid_exists(worker.pid) or psutil.Process(worker.pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_run_that_a_process_starts_while_it_ends_is_told_too(started: Callable[..., Process], tmp_path: Path) -> None:
