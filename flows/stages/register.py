@@ -54,7 +54,7 @@ def keep_verdict(context: Context, task: Task, version: PromptVersion, provenanc
     publish.remember(registry, provenance)
     if provenance.verdict:
         registry.ledger.save_verdict(provenance.verdict)
-    publish.write_page(registry, publish.load_card(registry, task.name, version.digest), version)
+    publish.show_version(registry, publish.load_card(registry, task.name, version.digest), version)
 
 
 def build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Provenance:

@@ -22,6 +22,8 @@ WITHHELD = (
     "`ptp show TASK@N --reveal` spends a look to show them"
 )
 ALIAS_TAG = "ptp.alias."  # of a model version, before an alias that names it
+VERDICT_TAG, VERDICT_DIGEST_TAG = "ptp.verdict", "ptp.verdict_digest"
+MAX_TAG = 5000  # characters: every database of MLflow keeps as many
 SUMMED = ("bleu", "chrf")  # compared by sentences, shown of the corpus: the two do not subtract
 
 
@@ -108,10 +110,10 @@ class Card:
             "ptp.digest": self.digest,
             "ptp.base_model": manifest.base_model.name,
             "ptp.snapshot": manifest.snapshot,
-            "ptp.verdict": "none" if verdict is None else "passed" if verdict.passed else "failed",
+            VERDICT_TAG: describe_outcome(None if verdict is None else verdict.passed),
         }
         if verdict and not self.withheld:  # a redacted verdict is no verdict of the ledger
-            tags["ptp.verdict_digest"] = verdict.verdict_digest()
+            tags[VERDICT_DIGEST_TAG] = verdict.verdict_digest()
         if version:
             tags["ptp.version"] = str(version.number)
             tags |= alias_tags(self.namings)
@@ -136,8 +138,13 @@ class Card:
 
 
 def alias_tags(namings: Sequence[Naming]) -> dict[str, str]:
-    """Return the tags that tell since when, by whom and why aliases name a version now."""
-    return {f"{ALIAS_TAG}{one.promotion.alias}": describe_naming(one) for one in namings if one.ended is None}
+    """Return the tags that tell since when, by whom and why aliases name a version now; what is too long is cut."""
+    return {f"{ALIAS_TAG}{one.promotion.alias}": describe_naming(one)[:MAX_TAG] for one in namings if one.ended is None}
+
+
+def describe_outcome(passed: bool | None) -> str:
+    """Return what the verdict's tag says: whether the newest verdict passed, `none` if there is none."""
+    return "none" if passed is None else "passed" if passed else "failed"
 
 
 def describe_naming(naming: Naming) -> str:

@@ -45,11 +45,14 @@ def connect(uri: str) -> "MlflowClient":
 @contextmanager
 def translated_errors(uri: str) -> Iterator[None]:
     """Raise MLflow's failures as ours: ServiceUnavailable if a repeat may help, else SettingsError or Terminal."""
+    from google.protobuf.json_format import ParseError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     try:
         yield
+    except ParseError as error:  # another service answers at this address
+        raise _translate(uri, 502, error) from error
     except MlflowException as error:
         raise _translate(uri, error.get_http_status_code(), error) from error
     except RequestException as error:
@@ -58,7 +61,7 @@ def translated_errors(uri: str) -> Iterator[None]:
 
 def _translate(uri: str, status: int, error: Exception) -> PtpError:
     words = str(error).splitlines() or [type(error).__name__]
-    reason, uri = without_password(words[0][:300]), without_password(uri)
+    reason, uri = shorten(without_password(words[0])), without_password(uri)
     if status >= 500 or status == 429:
         return ServiceUnavailable(f"MLflow at {uri} does not answer: {reason}; is it up? `ptp status`")
     if status in (401, 403):
@@ -67,6 +70,32 @@ def _translate(uri: str, status: int, error: Exception) -> PtpError:
             "MLFLOW_TRACKING_PASSWORD, and the server's --allowed-hosts"
         )
     return Terminal(f"MLflow at {uri} refuses the request: {reason}")
+
+
+def log_files(client: "MlflowClient", model: str, folder: str) -> None:
+    """Add the files of the folder to the logged model's, in place of those of the same names.
+
+    Raises Terminal if MLflow does not take files itself, and the place that it names takes none from this machine.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        client.log_model_artifacts(model, folder)
+    except (MlflowException, RequestException):
+        raise
+    except Exception as error:  # each kind of place has a package, whose errors are its own
+        place = without_password(str(client.get_logged_model(model).artifact_location))
+        raise Terminal(
+            f"MLflow lets its clients write files to {place}, which this machine cannot "
+            f"({type(error).__name__}: {shorten(str(error))}); start MLflow with --serve-artifacts or give this "
+            "machine the right; an experiment keeps its place, so rename an older one in MLflow, and another is made"
+        ) from error
+
+
+def shorten(text: str) -> str:
+    """Return the text without the middle of what is long: HTTP clients tell the cause last."""
+    return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
 
 
 def without_password(text: str) -> str:

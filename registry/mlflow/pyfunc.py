@@ -28,7 +28,7 @@ from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.template import read_template
-from registry.mlflow.client import connect, quiet_mlflow, translated_errors
+from registry.mlflow.client import connect, log_files, quiet_mlflow, translated_errors
 from registry.mlflow.store import MlflowStore
 
 DESCRIPTION, EXAMPLE, SERVING_EXAMPLE = "MLmodel", "input_example.json", "serving_input_example.json"
@@ -82,7 +82,7 @@ def log_model_files(mlflow: MlflowStore, resolved: Resolved, files: dict[str, by
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(body)
-        client.log_model_artifacts(source.removeprefix("models:/"), folder)
+        log_files(client, source.removeprefix("models:/"), folder)
     return f"models:/{resolved.task}/{number}"
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.records.versions import PromptVersion
-from registry.card.card import ALIAS_TAG, Card
+from registry.card.card import ALIAS_TAG, VERDICT_DIGEST_TAG, VERDICT_TAG, Card
 from registry.card.description import render_description
 from registry.card.page import render_page
 from registry.failpoints import reached
@@ -47,7 +47,7 @@ EVENTS = [
 @dataclass(frozen=True)
 class Shown:
     """A model version: its number, our digest and version number by its tags (empty if untagged), its source, and the
-    tags that tell since when, by whom and why aliases name it.
+    tags that tell since when, by whom and why aliases name it, and the newest verdict.
     """
 
     number: str
@@ -55,6 +55,7 @@ class Shown:
     version: str
     source: str
     aliases: dict[str, str] = field(default_factory=dict)
+    verdict: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class MlflowStore:
                 if shown.tags.get(key) != value:
                     registry.set_model_version_tag(card.task, number, ModelVersionTag(key, value))
             for key in shown.tags:
-                if key.startswith(ALIAS_TAG) and key not in tags:
+                if (key.startswith(ALIAS_TAG) or key == VERDICT_DIGEST_TAG) and key not in tags:
                     registry.delete_model_version_tag(card.task, number, key)
 
     def _show_page(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
@@ -134,16 +135,16 @@ class MlflowStore:
             versions = client.search_model_versions(f"name='{task}' and tags.`{DIGEST_TAG}`='{digest}'")
         return min((str(version.version) for version in versions), key=int, default=None)
 
-    def digest(self, task: str, number: str) -> str:
-        """Return the digest that the version's tag states; empty if it has none, or the version is gone."""
+    def version(self, task: str, number: str) -> Shown | None:
+        """Return the model version of that number; None if it is gone."""
         from mlflow.exceptions import MlflowException
 
         with self._connection() as client:
             try:
-                return str(client.get_model_version(task, number).tags.get(DIGEST_TAG, ""))
+                return _shown(client.get_model_version(task, number))
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return ""
+                    return None
                 raise
 
     def digest_of_source(self, task: str, source: str, digests: list[str]) -> str | None:
@@ -241,14 +242,7 @@ class MlflowStore:
             for version in _pages(
                 lambda token: client.search_model_versions(only, PAGE, ["name ASC", "version_number ASC"], token)
             ):
-                number, tags = str(version.version), version.tags
-                shown.setdefault(str(version.name), {})[number] = Shown(
-                    number,
-                    tags.get(DIGEST_TAG, ""),
-                    tags.get(VERSION_TAG, ""),
-                    str(version.source),
-                    {key: value for key, value in tags.items() if key.startswith(ALIAS_TAG)},
-                )
+                shown.setdefault(str(version.name), {})[str(version.version)] = _shown(version)
         return shown
 
     @contextmanager
@@ -278,6 +272,18 @@ def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _shown(version: "ModelVersion") -> Shown:
+    tags = version.tags
+    return Shown(
+        str(version.version),
+        tags.get(DIGEST_TAG, ""),
+        tags.get(VERSION_TAG, ""),
+        str(version.source),
+        {key: value for key, value in tags.items() if key.startswith(ALIAS_TAG)},
+        {key: value for key, value in tags.items() if key in (VERDICT_TAG, VERDICT_DIGEST_TAG)},
+    )
 
 
 def _model(registered: Any, versions: dict[str, Shown]) -> Model:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptpipeline.errors import Terminal
 from ptpipeline.progress import Standing
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import SPLITS, Split
@@ -18,6 +19,7 @@ from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, split_key
 from registry.card.card import Card
 from registry.card.description import render_description
 from registry.card.markdown import escape, quote
+from registry.mlflow.client import log_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +29,7 @@ COMMIT_TAG = "mlflow.source.git.commit"
 LINKED_PROMPTS_TAG = "mlflow.linkedPrompts"
 PROMPT_EXPERIMENTS_TAG = "_mlflow_experiment_ids"
 IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
+TASK_TAG = "ptp.task"  # of a registered model or a prompt that ptpipeline made
 PAGE_FILE = "report.html"
 LAST_METRICS = 800  # in one request with parameters and tags: it may have at most 1,000 of all
 
@@ -42,12 +45,18 @@ class Place(NamedTuple):
 
 
 def create_version(client: "MlflowClient", card: Card) -> str:
-    """Create a model version for the card's digest, with its run and logged model; returns its number."""
+    """Create a model version for the card's digest, with its run and logged model; returns its number.
+
+    Raises Terminal if the registered model of that name is not ours.
+    """
+    _ensure_registered_model(client, card)
     experiment = ensure_experiment(client, card.task)
     run = _ensure_run(client, experiment, card)
     template = json.dumps([_ensure_template(client, experiment, card)])
     model = _ensure_logged_model(client, Place(experiment, run, template), card)
-    _ensure_registered_model(client, card)
+    known = client.search_model_versions(f"name='{card.task}' and source_path='models:/{model}'")
+    if known:  # somebody altered the tags by which it is found
+        return min((str(version.version) for version in known), key=int)
     version = client.create_model_version(
         card.task,
         f"models:/{model}",
@@ -205,14 +214,14 @@ def _log_files(client: "MlflowClient", model: str, card: Card) -> None:
         for name, body in card.provenance.plots.items():
             (root / "plots").mkdir(exist_ok=True)
             (root / "plots" / f"{name}.png").write_bytes(body)
-        client.log_model_artifacts(model, str(root))
+        log_files(client, model, str(root))
 
 
 def log_page(client: "MlflowClient", model: str, body: bytes) -> None:
     """Log the version's page among the logged model's files, in place of an earlier one."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / PAGE_FILE).write_bytes(body)
-        client.log_model_artifacts(model, folder)
+        log_files(client, model, folder)
 
 
 def _log_metrics(client: "MlflowClient", place: Place, model: str, card: Card) -> None:
@@ -240,11 +249,24 @@ def _ensure_registered_model(client: "MlflowClient", card: Card) -> None:
         f"{escape(manifest.answers)}. `ptp show {card.task}` tells what is in production and why."
     )
     try:
-        client.create_registered_model(card.task, tags={"ptp.task": card.task}, description=description)
+        client.create_registered_model(card.task, tags={TASK_TAG: card.task}, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        client.get_registered_model(card.task)  # raises if the name is a prompt's
+        model = client.get_registered_model(card.task)  # raises if the name is a prompt's
+        if not _is_ours(client, model.tags.get(TASK_TAG), card.task):
+            raise Terminal(
+                f"MLflow has a registered model {card.task} that is not the task's, so it shows none of its versions; "
+                f"rename that model there, or set its tag {TASK_TAG} to {card.task} if ptpipeline may move its aliases"
+            ) from None
+
+
+def _is_ours(client: "MlflowClient", tag: str | None, task: str) -> bool:
+    """Whether the task's versions belong into the registered model of its name, which names that task in its tag."""
+    if tag is not None:
+        return tag == task
+    shown = client.search_model_versions(f"name='{task}'")  # somebody may have deleted the tag
+    return not shown or any("ptp.digest" in version.tags for version in shown)
 
 
 def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dict[str, str]:
@@ -259,7 +281,7 @@ def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dic
     version = _find_template(client, name, tags["ptp.template"])
     if version is None:
         if client.get_prompt(name) is None:
-            shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": card.task}
+            shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", TASK_TAG: card.task}
             client.create_prompt(
                 name,
                 description=f"The text that stands behind the soft prompts of {card.task}",

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 
+from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import Promotion
+from registry.card.card import VERDICT_TAG
 from registry.mlflow.store import Model
 from registry.registry import Registry
 from registry.repair.difference import REBUILD, RECONCILE, Difference, describe_head
 from registry.versions.history import list_rows
 from registry.versions.mlflow_alias import find_outdated
+from registry.versions.promotion import RESERVED
 
 
 def compare_model(registry: Registry, task: str, versions: dict[int, str], model: Model) -> Iterator[Difference]:
@@ -26,13 +29,14 @@ def compare_model(registry: Registry, task: str, versions: dict[int, str], model
             )
     heads = {head.alias: head for head in registry.ledger.heads(task)}
     rows = list_rows(registry.ledger, task, list(heads.values()))
-    for entry in find_outdated(rows, model, versions.values()):
+    known = {one.digest: one for one in registry.ledger.versions(task, limit=None) if one.number in versions}
+    for entry in find_outdated(rows, model, known):
         yield Difference(
             task=task,
             kind="model",
             what=f"MLflow's page of version {entry.version}",
-            expected="since when, by whom and why aliases name it",
-            found=", ".join(entry.aliases) or "no alias",
+            expected="the newest verdict, and since when, by whom and why aliases name it",
+            found=", ".join([f"verdict {entry.verdict.get(VERDICT_TAG)}", *entry.aliases]),
             mend=RECONCILE,
             safe=True,
         )
@@ -68,6 +72,8 @@ def _unknown_alias(task: str, alias: str, versions: dict[int, str], model: Model
     ours = next((number for number, known in versions.items() if known == digest), None)
     mend = (
         f"ptp promote {task}@{ours} --alias {alias} --reason ..."
+        if ours and is_name(alias) and not RESERVED.fullmatch(alias)
+        else f"delete the alias {alias} of {task} in MLflow; an alias is of lower-case letters, digits and dashes"
         if ours
         else f"if the ledger was lost, {REBUILD}; else delete the alias {alias} of {task} in MLflow"
     )

@@ -25,7 +25,7 @@ from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.commit import write_release
 from registry.versions.history import list_rows
-from registry.versions.mlflow_alias import Action, describe_aliases, find_outdated, restore
+from registry.versions.mlflow_alias import Action, describe_versions, find_outdated, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.naming import name_version
 from registry.versions.projection import attempt, is_stored, settle, wait_for_lease, write_history
@@ -68,9 +68,9 @@ def reconcile(
     if registry.mlflow:
         for name, known in versions.items():
             own = list_rows(registry.ledger, name, [head for head in heads if head.task == name])
-            digests = {version.digest for version in known}
-            if find_outdated(own, models.get(name, Model()), digests):
-                actions += attempt(name, partial(describe_aliases, registry, registry.mlflow, name))
+            by_digest = {version.digest: version for version in known}
+            if find_outdated(own, models.get(name, Model()), by_digest):
+                actions += attempt(name, partial(describe_versions, registry, registry.mlflow, name))
     if task is None:
         actions += attempt("releases", partial(_restore_releases, registry))
     return actions + failures
@@ -142,13 +142,17 @@ def _restore_versions(
         if version is not None:
             shown.add(digest)
             if (entry.digest, entry.version) != (digest, str(version.number)) and not version.collected:
-                mlflow.describe(load_card(registry, version.task, digest), version, entry.number)
-                what = f"tags of MLflow version {entry.number} restored: it is version {version.number}"
-                actions.append(Action(task=version.task, what=what))
+                actions += attempt(version.task, partial(_restore_tags, registry, mlflow, version, entry))
     for version in versions:
         if version.digest not in shown and not version.collected:
             actions += attempt(version.task, partial(_restore_version, registry, mlflow, version))
     return actions
+
+
+def _restore_tags(registry: Registry, mlflow: MlflowStore, version: PromptVersion, entry: Shown) -> list[Action]:
+    mlflow.describe(load_card(registry, version.task, version.digest), version, entry.number)
+    what = f"tags of MLflow version {entry.number} restored: it is version {version.number}"
+    return [Action(task=version.task, what=what)]
 
 
 def _is_sound(known: Mapping[str, PromptVersion], model: Model, entry: Shown) -> bool:

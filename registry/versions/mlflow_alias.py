@@ -6,13 +6,13 @@ was killed while the request was under way. The note distinguishes such a write 
 """
 
 import logging
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.errors import ArtifactError, NotFound, Terminal
 from ptpipeline.records.base import Record
 from ptpipeline.records.versions import Promotion, PromptVersion
-from registry.card.card import alias_tags
+from registry.card.card import VERDICT_DIGEST_TAG, VERDICT_TAG, alias_tags, describe_outcome
 from registry.failpoints import reached
 from registry.ledger.lease import Lease
 from registry.ledger.projections import end_attempt, is_attempted, note_attempt
@@ -36,7 +36,7 @@ class Action(Record):
 class Seen:
     """What an alias names in MLflow: the number of a model version, and its digest.
 
-    Both are None if there is no such alias; the digest is empty if the model version is not ours. `follows`: the last
+    Both are None if there is no such alias; the digest is empty if the ledger has no such version. `follows`: the last
     write that both the ledger and MLflow know of was for the head. Only then can a difference be an edit; else MLflow
     lags behind, or was restored from a backup.
     """
@@ -56,13 +56,31 @@ class HeldAlias:
     lease: Lease
 
     def look(self) -> Seen:
-        """Read what the alias names now."""
+        """Read what the alias names now.
+
+        Raises Terminal if another registry let it name a version of its own: the two would move it for ever.
+        """
         head, model = self.head, self.mlflow.model(self.head.task)
         number, applied = model.aliases.get(head.alias), self.registry.ledger.applied("mlflow", head.task, head.alias)
-        digest = None if number is None else self.mlflow.digest(head.task, number)
+        digest = None if number is None else self._identify(number)
         return Seen(
             number, digest, follows=applied is not None and applied.seq == model.applied.get(head.alias) == head.seq
         )
+
+    def _identify(self, number: str) -> str:
+        """Return the digest of the model version, also if somebody altered its tags."""
+        task, entry = self.head.task, self.mlflow.version(self.head.task, number)
+        known = [version.digest for version in self.registry.ledger.versions(task, limit=None)]
+        if entry is None or entry.digest in known:
+            return entry.digest if entry else ""
+        digest = self.mlflow.digest_of_source(task, entry.source, [*known, entry.digest]) or ""
+        if digest and digest not in known:
+            raise Terminal(
+                f"{task}@{self.head.alias}: in MLflow it names version {number}, which a registry with another ledger "
+                "published, so it stays; two registries need an MLflow server each, or tasks of other names; if there "
+                f"is no other one any more, delete version {number} of {task} in MLflow and run `ptp reconcile`"
+            )
+        return digest
 
     def is_late_write(self, digest: str) -> bool:
         """Whether a write of ours that names this digest may still have been under way."""
@@ -100,8 +118,9 @@ class HeldAlias:
         return actions
 
 
-def describe_aliases(registry: Registry, mlflow: MlflowStore, task: str) -> list[Action]:
-    """Let the pages of the task's versions tell since when, by whom and why aliases name them; returns what changed.
+def describe_versions(registry: Registry, mlflow: MlflowStore, task: str) -> list[Action]:
+    """Let the pages of the task's versions tell since when, by whom and why aliases name them, and the newest verdict;
+    returns what changed.
 
     A version whose bytes are damaged keeps its page: the doctor names it.
     """
@@ -114,22 +133,29 @@ def describe_aliases(registry: Registry, mlflow: MlflowStore, task: str) -> list
         try:
             mlflow.describe(load_card(registry, task, entry.digest), version, entry.number)
         except (ArtifactError, NotFound) as error:
-            log.warning("%s: MLflow's page of version %s does not follow its aliases: %s", task, entry.version, error)
+            log.warning("%s: MLflow's page of version %s does not follow the ledger: %s", task, entry.version, error)
         else:
-            what = f"MLflow's page of version {version.number} tells which aliases name it"
+            what = f"MLflow's page of version {version.number} follows the ledger again"
             actions.append(Action(task=task, what=what))
     return actions
 
 
-def find_outdated(rows: Sequence[Promotion], model: Model, known: Container[str]) -> list[Shown]:
+def find_outdated(rows: Sequence[Promotion], model: Model, known: Mapping[str, PromptVersion]) -> list[Shown]:
     """Return the versions in the task's model, of a known digest, whose tags do not tell what these rows of its history
-    (`list_rows`) tell of its aliases.
+    (`list_rows`) tell of its aliases, or its newest verdict. What was collected keeps its page.
     """
     return [
         entry
         for entry in model.versions.values()
-        if entry.digest in known and entry.aliases != alias_tags(find_namings(rows, entry.digest))
+        if (version := known.get(entry.digest)) and not version.collected
+        if entry.aliases != alias_tags(find_namings(rows, entry.digest)) or not _tells_verdict(entry, version)
     ]
+
+
+def _tells_verdict(entry: Shown, version: PromptVersion) -> bool:
+    """Whether the tags tell the version's newest verdict; what is withheld has no tag of its digest."""
+    told, digest = entry.verdict.get(VERDICT_TAG), entry.verdict.get(VERDICT_DIGEST_TAG)
+    return told == describe_outcome(version.passed) and digest in (None, version.verdict)
 
 
 def restore(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> Action:

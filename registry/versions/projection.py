@@ -17,7 +17,7 @@ from registry.failpoints import reached
 from registry.ledger.lease import leased
 from registry.mlflow.client import REQUEST_SECONDS
 from registry.registry import Registry
-from registry.versions.mlflow_alias import Action, HeldAlias, describe_aliases
+from registry.versions.mlflow_alias import Action, HeldAlias, describe_versions
 
 LEASE_SECONDS = 3.0 * REQUEST_SECONDS
 FOLLOW_SECONDS = 10.0  # that a promotion waits for another process which writes the same alias in MLflow
@@ -48,7 +48,7 @@ def project(registry: Registry, task: str, alias: str) -> list[Action]:
             applied = registry.ledger.applied("mlflow", task, alias)
             actions += HeldAlias(registry, registry.mlflow, head, lease).follow()
             if applied is None or applied.seq < head.seq:
-                describe_aliases(registry, registry.mlflow, task)
+                describe_versions(registry, registry.mlflow, task)
             reached("alias described")
             registry.ledger.record_applied("mlflow", head)  # last: a run that is killed before repeats all of it
     return actions

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, PtpError
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.foreign import parse_record
 from ptpipeline.gate.disclosure import WITHOUT_TEST_ROWS, disclose, is_withheld
@@ -57,7 +57,7 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
 
     Raises NotFound or ArtifactError if the stored bytes are missing or altered, Terminal if the store knows versions
     that the ledger does not, ServiceUnavailable if the store or the ledger does not answer: then repeat it. MLflow may
-    be away: a reconcile adds the version there.
+    be away or refuse it: a reconcile adds the version there, or says why not.
     """
     ledger, task, digest = registry.ledger, provenance.tuned.task, provenance.tuned.digest
     ledger.intend(task, digest)
@@ -73,8 +73,7 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     reached("publish numbered")
     name_version(registry.store, version)
     reached("publish named")
-    write_page(registry, card, version)
-    _show_in_mlflow(registry, task, lambda mlflow: mlflow.describe(card, version))
+    show_version(registry, card, version)
     read_ensemble(registry.store, read_artifact(registry.store, task, digest))
     reached("publish verified")
     ledger.fulfil(task, digest)
@@ -82,12 +81,12 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
 
 
 def _show_in_mlflow(registry: Registry, task: str, show: Callable[[MlflowStore], object]) -> None:
-    """Show it in MLflow, which only follows the ledger: if it is away, the version is registered all the same."""
+    """Show it in MLflow, which only follows the ledger: if that fails, the version is registered all the same."""
     if registry.mlflow is None:
         return
     try:
         show(registry.mlflow)
-    except ServiceUnavailable as error:
+    except PtpError as error:
         log.warning("%s: MLflow does not show this version yet, its page lags until a reconcile: %s", task, error)
 
 
@@ -101,6 +100,12 @@ def load_card(registry: Registry, task: str, digest: str) -> Card:
     """
     publication = _load_publication(registry.ledger, task, digest)
     return _make_card(registry, read_artifact(registry.store, task, digest), publication)
+
+
+def show_version(registry: Registry, card: Card, version: PromptVersion) -> None:
+    """Write the version's page in the store, and in MLflow, which may be away."""
+    write_page(registry, card, version)
+    _show_in_mlflow(registry, card.task, lambda mlflow: mlflow.describe(card, version))
 
 
 def write_page(registry: Registry, card: Card, version: PromptVersion) -> str:

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import ParseError
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, RESOURCE_DOES_NOT_EXIST
@@ -95,6 +96,7 @@ def answered(status: int) -> HTTPError:
         (answered(404), Terminal),
         (Refused(f"no connection to {URI}"), ServiceUnavailable),
         (Refused(), ServiceUnavailable),
+        (ParseError(f"{URI} answered something else"), ServiceUnavailable),
         (MlflowException(f"{URI} is full", REQUEST_LIMIT_EXCEEDED), ServiceUnavailable),
         (MlflowException(f"{URI} does not know it", RESOURCE_DOES_NOT_EXIST), Terminal),
     ],
@@ -105,3 +107,9 @@ def test_a_failure_says_whether_a_repeat_may_help_and_no_password(error: Excepti
     assert type(raised.value) is kind
     assert "MLflow at http://mlflow:5000" in str(raised.value)
     assert "hidden" not in str(raised.value)
+
+
+def test_the_cause_of_a_failure_is_told_behind_a_long_address() -> None:
+    with pytest.raises(ServiceUnavailable, match="too many 500 error responses") as raised, translated_errors(URI):
+        raise Refused(f"{URI}/{'a' * 500}: too many 500 error responses")
+    assert len(str(raised.value)) < 400

@@ -16,7 +16,7 @@ from mlflow.store.entities import PagedList
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
-from ptpipeline.errors import ServiceUnavailable, Terminal
+from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
@@ -122,7 +122,7 @@ def test_a_version_whose_bytes_are_damaged_keeps_its_page_and_stops_nothing(
     key = f"{prompt_prefix(task.name, first.digest)}/prompt.safetensors"
     shown.store.replace(key, b"rot", shown.store.read(key).etag)
     promote(shown, task, 2, ME)
-    assert "MLflow's page of version 1 does not follow its aliases" in caplog.text
+    assert "MLflow's page of version 1 does not follow the ledger" in caplog.text
     assert client.get_model_version_by_alias(task.name, "production").version == "2"
     assert shown.ledger.applied("mlflow", task.name, "production") == (2, 2)
 
@@ -343,10 +343,17 @@ def test_a_dropped_mlflow_database_is_rebuilt(
         assert connect(url).get_registered_model(task.name).aliases == {"production": "2", "canary": "1"}
 
 
-def test_a_name_taken_by_a_prompt_is_refused(shown: Registry, task: Task, client: MlflowClient) -> None:
+def test_a_version_that_mlflow_refuses_is_registered_and_named(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
     client.create_prompt(task.name)
-    with pytest.raises(Terminal, match="refuses the request"):
-        published(shown, task, 1)
+    assert published(shown, task, 1) == shown.ledger.version(task.name, 1).number
+    assert shown.ledger.intents(task.name) == []
+    [action] = reconcile(shown, {}, task.name)
+    assert (action.done, "refuses the request" in action.what) == (False, True)
+    client.delete_prompt(task.name)
+    assert all(action.done for action in reconcile(shown, {}, task.name))
+    assert reconcile(shown, {}, task.name) == []
 
 
 def test_a_sequence_number_that_a_person_wrote_is_none(shown: Registry, task: Task, client: MlflowClient) -> None:

@@ -1,5 +1,8 @@
 """A training, followed in a real MLflow while it runs; one that is away ends nothing."""
 
+import threading
+from http.server import BaseHTTPRequestHandler
+
 import pytest
 from mlflow import MlflowClient
 
@@ -7,9 +10,11 @@ from benchmarks.fixtures.prompts import a_request, an_artifact
 from ptpipeline.progress import Standing
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
+from registry.mlflow.client import LIMITS
 from registry.mlflow.tracking import Tracking
 from registry.registry import Registry
 from registry.versions.publish import register, stage
+from tests.http_server import Quiet, serve
 
 pytestmark = pytest.mark.servers
 
@@ -78,6 +83,26 @@ def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> N
     tracking.finish(None, "FAILED")
     assert tracking.lost == 3
     assert len([record for record in caplog.records if "MLflow does not show" in record.message]) == 1
+
+
+def test_a_training_does_not_wait_at_each_step_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, over = list[str](), threading.Event()
+
+    class Hanging(Quiet, BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            over.wait(20)
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # which puts back what the client sets
+    monkeypatch.setitem(LIMITS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with serve(Hanging) as url:
+        tracking = Tracking(url)
+        for _ in range(5):
+            tracking.log_point("a-run", POINT)
+        assert (len(asked), tracking.lost) == (1, 5)
+        tracking.finish("a-run", "FINISHED")  # else it runs for ever on MLflow's page
+        assert len(asked) == 2
+        over.set()
 
 
 def test_a_trial_is_a_run_of_its_task_and_leads_to_the_flow_run(

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -11,6 +12,8 @@ from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
 from registry.mlflow.write import ensure_experiment
 from registry.registry import Registry
+from registry.repair.doctor import examine
+from registry.repair.reconcile import reconcile
 from registry.versions.beside import place_beside
 from registry.versions.commit import Cause
 from registry.versions.promotion import promote
@@ -108,3 +111,42 @@ def test_a_template_is_named_by_the_aliases_that_name_its_version_now(
     assert template() == 2
     published(shown, task, 1)  # which production named before
     assert template() == 2
+
+
+@pytest.mark.parametrize("tags", [{}, {"ptp.task": "another"}], ids=["somebody's", "another task's"])
+def test_a_model_of_the_same_name_keeps_its_versions_and_aliases(
+    shown: Registry, task: Task, client: MlflowClient, tags: dict[str, str]
+) -> None:
+    client.create_registered_model(task.name, tags=tags)
+    client.create_model_version(task.name, "s3://somewhere/else", await_creation_for=0)
+    client.set_registered_model_alias(task.name, "production", "1")
+    promote(shown, task, published(shown, task, 1), ME)
+    told = {action.what for action in reconcile(shown, {}, task.name)}
+    assert [("is not the task's" in words, "rename that model there" in words) for words in told] == [(True, True)]
+    assert client.get_registered_model(task.name).aliases == {"production": "1"}
+    client.rename_registered_model(task.name, f"{task.name}-theirs")
+    assert all(action.done for action in reconcile(shown, {}, task.name))
+    assert (examine(shown, task.name), reconcile(shown, {}, task.name)) == ([], [])
+
+
+def test_a_model_without_its_tag_is_the_tasks_if_it_holds_a_version_of_ours(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    published(shown, task, 1)
+    client.delete_registered_model_tag(task.name, "ptp.task")
+    published(shown, task, 2)
+    assert len(client.search_model_versions(f"name='{task.name}'")) == 2
+
+
+def test_files_that_only_clients_may_write_and_this_one_cannot_are_told_in_one_sentence(
+    shown: Registry, task: Task, client: MlflowClient, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    experiment = client.create_experiment(f"ptpipeline/{task.name}", f"file://{tmp_path}/file/below")
+    published(shown, task, 1)
+    [action] = reconcile(shown, {}, task.name)
+    assert f"MLflow lets its clients write files to file://{tmp_path}/file/below" in action.what
+    assert "rename an older one in MLflow" in action.what
+    client.rename_experiment(experiment, f"{task.name} of ann")
+    assert [action.done for action in reconcile(shown, {}, task.name)] == [True]
+    assert reconcile(shown, {}, task.name) == []
