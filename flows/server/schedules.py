@@ -61,7 +61,8 @@ def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted:
     A schedule is known by its cron line: if that is changed in the task file, Prefect sees another one, which runs.
     """
     known = {schedule["slug"] for schedule in before["schedules"]}
-    gone = [schedule for schedule in before["schedules"] if schedule["slug"] not in wanted and not schedule["active"]]
+    named = [schedule for schedule in before["schedules"] if schedule["slug"]]  # the others are people's own
+    gone = [schedule for schedule in named if schedule["slug"] not in wanted and not schedule["active"]]
     added = [schedule for schedule in after["schedules"] if schedule["slug"] in wanted - known] if gone else []
     for schedule in added:
         kept = {"active": False, "parameters": schedule["parameters"]}  # else Prefect takes them away
@@ -71,6 +72,37 @@ def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted:
             schedule["slug"],
             ", ".join(str(paused["slug"]) for paused in gone),
         )
+
+
+def tell_edits(known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Say which schedules of a deployment somebody edited in Prefect: a deployment takes that back."""
+    held = {schedule["slug"]: schedule["schedule"] for schedule in known["schedules"]}
+    for schedule in wanted["schedules"]:
+        there = held.get(schedule["slug"])
+        if there and _describe(there) != (ours := _describe(schedule["schedule"])):
+            log.warning(
+                "the schedule %s of %s is %s again, as the task files say: in Prefect somebody had made it %s",
+                schedule["slug"],
+                wanted["name"],
+                ours,
+                _describe(there),
+            )
+
+
+def remove_schedules(api: str, deployment: dict[str, Any], schedules: Sequence[dict[str, Any]]) -> None:
+    """Remove these schedules of a deployment, and say so."""
+    for schedule in schedules:
+        call("DELETE", f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}")
+        log.warning(
+            "the schedule %s of %s is removed from Prefect: no task file has it",
+            _describe(schedule["schedule"]),
+            deployment["name"],
+        )
+
+
+def _describe(schedule: dict[str, Any]) -> str:
+    """Return a schedule as people write it; Prefect's page also makes ones that are no cron line."""
+    return f"`{schedule['cron']}` {schedule.get('timezone') or 'UTC'}" if "cron" in schedule else str(schedule)
 
 
 def list_due_runs(api: str, deployment: dict[str, Any]) -> list[dict[str, Any]]:
