@@ -72,7 +72,7 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
     since: str | None = None
     began, patience = time.monotonic(), _PATIENCE
     while True:
-        run = call("GET", f"{prefect_url}/flow_runs/{run_id}")
+        run = _read_run(prefect_url, run_id)
         done = run["state_type"] in FINAL
         if done:
             time.sleep(_POLL_SECONDS)  # the last lines are stored after the state
@@ -95,6 +95,15 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
             )
             return
         time.sleep(_POLL_SECONDS)
+
+
+def _read_run(prefect_url: str, run_id: str) -> Any:
+    try:
+        return call("GET", f"{prefect_url}/flow_runs/{run_id}")
+    except NotFound:
+        raise NotFound(
+            f"flow run {run_id} was removed in Prefect; if a worker had begun it, it goes on to its end: `ptp nights`"
+        ) from None
 
 
 def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[str, Any]]:
