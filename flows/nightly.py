@@ -1,15 +1,17 @@
 """The nightly flow: bring the tasks up to date, and promote what passes its gate by each task's policy."""
 
 import logging
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import stamina
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
 
-from flows.chronicle import begin, finish
+from flows.chronicle import begin, finish, noting_cancellation
 from flows.clock import check_clock
 from flows.night import end, name_starter, show_verdict
 from flows.requests import GangRequest, NightlyRequest
@@ -21,7 +23,7 @@ from flows.stages.context import select_tasks
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from flows.turn import Skipped, take_turn
-from ptpipeline.errors import NotFound, Overtaken, PtpError
+from ptpipeline.errors import NotFound, Overtaken, PtpError, Transient
 from ptpipeline.task.task import Task
 
 EVERYTHING = NightlyRequest()
@@ -40,12 +42,13 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     context.started_by = name_starter(request.actor, request.schedule)
     id_ = begin(context, request)
     try:
-        with take_turn(context, request):
+        mine = nullcontext() if request.resumes else noting_cancellation(context, id_)  # else that of whom it waits for
+        with mine, take_turn(context, request), noting_cancellation(context, id_):
             selection = select_tasks(context.settings, request.tasks)
             selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
             names = ", ".join(task.name for task in selection.tasks)
             _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
-            night = run(context, selection, choose_mode(request))
+            night = run(context, selection, choose_mode(request, id_))
             state = finish(context, id_, night, end(night, "nightly"))
     except Skipped as skipped:
         state = skipped.end()
@@ -61,24 +64,26 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     return state
 
 
+@stamina.retry(on=Transient, attempts=None, timeout=600.0, wait_initial=1.0, wait_max=30.0)
 def complete(request: NightlyRequest) -> NightlyRequest:
-    """Return the request with the slug of the schedule that made the run, where Prefect did not pass it on."""
+    """Return the request with the slug of the schedule that made the run, where Prefect did not pass it on.
+
+    A server that is away is asked again, for ten minutes.
+    """
     api = PREFECT_API_URL.value()
     if not api or request.schedule or request.tasks is not None:
         return request
     return request.model_copy(update={"schedule": find_slug(api, request.night or str(runtime.flow_run.id))})
 
 
-def choose_mode(request: NightlyRequest) -> Mode:
-    """Return how the night runs: here, or if others can take them, one run for each gang."""
+def choose_mode(request: NightlyRequest, id_: str) -> Mode:
+    """Return how the night of that id runs: here, or if others can take them, one run for each gang."""
     mode = Mode(step, isolate=True, show=show_verdict, force=request.force, patience=PATIENCE)
     api = PREFECT_API_URL.value()
     if not api or (parts := count_parts(api)) is None:
         return mode
     gang = GangRequest(tasks=[], force=request.force, actor=request.actor, schedule=request.schedule)
-    this_run = str(runtime.flow_run.id)
-    name = request.night or this_run
-    return mode._replace(parts=parts, spread=partial(spread, api, name, gang, this_run))
+    return mode._replace(parts=parts, spread=partial(spread, api, id_, gang, str(runtime.flow_run.id)))
 
 
 def narrow(tasks: list[Task], schedule: str | None) -> list[Task]:

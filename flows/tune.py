@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.chronicle import begin, finish
+from flows.chronicle import begin, finish, noting_cancellation
 from flows.clock import check_clock
 from flows.night import end, show_verdict
 from flows.requests import TuneRequest
@@ -23,6 +23,7 @@ def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
     check_clock()
     context = open_context()
     id_ = begin(context, request)
-    selection = select_tasks(context.settings, request.tasks)
-    night = run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict))
+    with noting_cancellation(context, id_):
+        selection = select_tasks(context.settings, request.tasks)
+        night = run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict))
     return finish(context, id_, night, end(night, "tune"))

@@ -59,6 +59,23 @@ def say_silence() -> list[str]:
     return lines
 
 
+def say_pauses() -> None:
+    """Say on standard error what somebody did in Prefect that keeps runs from starting.
+
+    A pause is meant: nothing is wrong. Without a server that answers there is nothing to say.
+    """
+    from flows.server.pauses import list_pauses
+    from ptpipeline.settings import load_settings
+
+    api = load_settings().prefect
+    try:
+        lines = list_pauses(api) if api else []
+    except PtpError as error:
+        lines = [f"what is paused in Prefect is not known: {error}"]
+    for line in lines:
+        say(line, sys.stderr)
+
+
 def say_servers(as_json: bool) -> list[str]:
     """Show the servers of prompts that report to the store, and say on standard error where they differ from the
     ledger; return these lines.

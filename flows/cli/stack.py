@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.alarms import say_servers, say_silence
+from flows.cli.alarms import say_pauses, say_servers, say_silence
 from flows.cli.app import NO, Json, app
 from flows.cli.terminal import say
 
@@ -46,6 +46,7 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     else:
         for line in _describe_stack(settings, sound):
             say(line)
+    say_pauses()
 
 
 @app.command()
@@ -61,7 +62,8 @@ def down() -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show state, address and memory of the local stack's servers, what is overdue, and what servers of prompts answer.
+    """Show state, address and memory of the local stack's servers, what is overdue, what somebody paused or removed in
+    Prefect, and what servers of prompts answer.
 
     Exit code 4 if a task has no fresh verdict, a night did not start or end, a target of events takes none, or a server
     answers with another version than the ledger says.
@@ -76,6 +78,7 @@ def status(as_json: Json = False) -> None:
     _tell_absence(home)
     overdue = say_silence()
     if all(server.state == "up" for server in servers):  # what a stopped store holds cannot be asked for
+        say_pauses()
         overdue += say_servers(as_json)
     if overdue:
         raise typer.Exit(NO)

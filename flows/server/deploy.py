@@ -2,7 +2,7 @@
 
 Every call deploys every flow, so a deployment whose entry point has moved since gets the new one. A schedule keeps its
 id and its paused state because of its slug, and a deployment its paused state because none is sent. What Prefect leaves
-to its user is done here: a schedule whose slug no task has any more is removed.
+to its user is done here: a schedule whose slug no task has, or none, is removed.
 """
 
 import ast
@@ -15,7 +15,14 @@ from flows import requests
 from flows.server.api import call
 from flows.server.automations import HEARTBEAT_SECONDS, install_automations
 from flows.server.environment import POOL, TRAINING_QUEUE
-from flows.server.schedules import distinct_schedules, keep_pauses, list_due_runs, restore_due_runs
+from flows.server.schedules import (
+    distinct_schedules,
+    keep_pauses,
+    list_due_runs,
+    remove_schedules,
+    restore_due_runs,
+    tell_edits,
+)
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.records.base import is_name
 from ptpipeline.settings import Settings
@@ -29,6 +36,7 @@ FLOWS = (
 # A person's edit in the MLflow UI is judged by the second of two polls.
 EVERY_FIVE_MINUTES = {"cron": "*/5 * * * *", "timezone": "UTC"}
 POLLS = {"reconcile": "poll", "watch-sources": "watch", "alarm": "alarm"}  # the slugs of their schedules
+SCHEDULED = ("nightly", *POLLS)  # the flows whose schedules are ptpipeline's; those of the others are people's
 TRAINING = ("tune", "gang")  # the flows that train wherever they run; a night gives that away if it can
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
 
@@ -57,14 +65,20 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus
     before = read_deployments(api)
     due = list_due_runs(api, before["nightly"]) if "nightly" in before else []
     folder, names = _WORKERS_FOLDER if shared else str(Path.cwd()), _declared_names(settings)
+    slugs = {flow: {one["slug"] for one in _schedules(flow, tasks)} for flow in SCHEDULED}
     for flow in FLOWS:
-        _put(api, flow, describe_deployment(flow, tasks, names, folder, gpus), before.get(flow))
-    after, slugs = read_deployments(api), set(distinct_schedules(tasks))
+        wanted, known = describe_deployment(flow, tasks, names, folder, gpus), before.get(flow)
+        if known and flow in SCHEDULED:
+            tell_edits(known, wanted)
+            # beside one without a slug Prefect would replace all, the paused ones too
+            remove_schedules(api, known, [one for one in known["schedules"] if one["slug"] is None])
+        _put(api, flow, wanted, known)
+    after = read_deployments(api)
     if "nightly" in before:
-        keep_pauses(api, before["nightly"], after["nightly"], slugs)
-    _remove_other_schedules(api, after["nightly"], slugs)
-    if not any(task.watch for task in tasks):
-        _remove_other_schedules(api, after["watch-sources"], set())
+        keep_pauses(api, before["nightly"], after["nightly"], slugs["nightly"])
+    for flow in SCHEDULED:
+        others = [one for one in after[flow]["schedules"] if one["slug"] not in slugs[flow]]
+        remove_schedules(api, after[flow], others)
     restore_due_runs(api, due)
     install_automations(api)
 
@@ -226,9 +240,3 @@ def _plain_schedule(one: dict[str, Any]) -> dict[str, Any]:
 def _declared_names(settings: Settings) -> list[str]:
     """Return the names of all task files: a run of a broken one tells what is wrong with it."""
     return [path.stem for path in task_files(settings.tasks) if is_name(path.stem)]
-
-
-def _remove_other_schedules(api: str, deployment: dict[str, Any], slugs: set[str]) -> None:
-    for schedule in deployment["schedules"]:
-        if schedule["slug"] not in slugs:
-            call("DELETE", f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}")

@@ -34,16 +34,22 @@ def scheduled_under(tasks: Sequence[Task], slug: str) -> list[Task]:
 
 
 def find_slug(api: str, run: str) -> str | None:
-    """Return the slug of the schedule that made the flow run; None if none did, or if it is gone.
+    """Return the slug of the schedule that made the flow run; None if none did, or if it or the run is gone.
 
     Prefect takes the parameters of a schedule away when somebody pauses it, and does not bring them back with it.
     """
-    found = call("GET", f"{api}/flow_runs/{run}")
-    maker = found["created_by"] or {}
-    if maker.get("type") != "SCHEDULE":
+    try:
+        found = call("GET", f"{api}/flow_runs/{run}")
+        if (found["created_by"] or {}).get("type") != "SCHEDULE":
+            return None
+        return _slug_of_maker(found, call("GET", f"{api}/deployments/{found['deployment_id']}"))
+    except NotFound:
         return None
-    schedules = call("GET", f"{api}/deployments/{found['deployment_id']}")["schedules"]
-    return next((schedule["slug"] for schedule in schedules if schedule["id"] == maker["id"]), None)
+
+
+def _slug_of_maker(run: dict[str, Any], deployment: dict[str, Any]) -> str | None:
+    maker = run["created_by"] or {}
+    return next((schedule["slug"] for schedule in deployment["schedules"] if schedule["id"] == maker.get("id")), None)
 
 
 # ---------------------------------------------------------------- a deployment of changed schedules
@@ -55,7 +61,8 @@ def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted:
     A schedule is known by its cron line: if that is changed in the task file, Prefect sees another one, which runs.
     """
     known = {schedule["slug"] for schedule in before["schedules"]}
-    gone = [schedule for schedule in before["schedules"] if schedule["slug"] not in wanted and not schedule["active"]]
+    named = [schedule for schedule in before["schedules"] if schedule["slug"]]  # the others are people's own
+    gone = [schedule for schedule in named if schedule["slug"] not in wanted and not schedule["active"]]
     added = [schedule for schedule in after["schedules"] if schedule["slug"] in wanted - known] if gone else []
     for schedule in added:
         kept = {"active": False, "parameters": schedule["parameters"]}  # else Prefect takes them away
@@ -67,8 +74,41 @@ def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted:
         )
 
 
+def tell_edits(known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Say which schedules of a deployment somebody edited in Prefect: a deployment takes that back."""
+    held = {schedule["slug"]: schedule["schedule"] for schedule in known["schedules"]}
+    for schedule in wanted["schedules"]:
+        there = held.get(schedule["slug"])
+        if there and _describe(there) != (ours := _describe(schedule["schedule"])):
+            log.warning(
+                "the schedule %s of %s is %s again, as the task files say: in Prefect somebody had made it %s",
+                schedule["slug"],
+                wanted["name"],
+                ours,
+                _describe(there),
+            )
+
+
+def remove_schedules(api: str, deployment: dict[str, Any], schedules: Sequence[dict[str, Any]]) -> None:
+    """Remove these schedules of a deployment, and say so."""
+    for schedule in schedules:
+        call("DELETE", f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}")
+        log.warning(
+            "the schedule %s of %s is removed from Prefect: no task file has it",
+            _describe(schedule["schedule"]),
+            deployment["name"],
+        )
+
+
+def _describe(schedule: dict[str, Any]) -> str:
+    """Return a schedule as people write it; Prefect's page also makes ones that are no cron line."""
+    return f"`{schedule['cron']}` {schedule.get('timezone') or 'UTC'}" if "cron" in schedule else str(schedule)
+
+
 def list_due_runs(api: str, deployment: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the scheduled runs whose time has come and that no worker took yet."""
+    """Return the scheduled runs whose time has come and that no worker took yet, each with the slug of its schedule:
+    a run that is made in its place is no schedule's.
+    """
     query = {
         "deployments": {"id": {"any_": [deployment["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
@@ -76,7 +116,15 @@ def list_due_runs(api: str, deployment: dict[str, Any]) -> list[dict[str, Any]]:
     }
     runs = call("POST", f"{api}/flow_runs/filter", query)
     # late by the server's clock, which the schedule goes by, not by this machine's
-    return [run for run in runs if run["auto_scheduled"] and run["estimated_start_time_delta"] > 0]
+    due = [run for run in runs if run["auto_scheduled"] and run["estimated_start_time_delta"] > 0]
+    return [run | {"parameters": _complete(run, deployment)} for run in due]
+
+
+def _complete(run: dict[str, Any], deployment: dict[str, Any]) -> dict[str, Any]:
+    request = run["parameters"].get("request") or {}
+    if request.get("schedule") or request.get("tasks") is not None:
+        return dict(run["parameters"])
+    return {"request": {**request, "schedule": _slug_of_maker(run, deployment)}}
 
 
 def restore_due_runs(api: str, runs: Sequence[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Flow runs from the client's side: start one and follow its log. Imports no Prefect."""
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from typing import Any
 
 from flows.requests import name_run, name_tasks
 from flows.server.api import FINAL, call
+from flows.server.pauses import explain_wait
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.foreign import parse_json
 from ptpipeline.records.base import Record
 
 _POLL_SECONDS = 2.0
+_PATIENCE = 12.0  # seconds; a worker that is free takes a run within 5
 _LATE_SECONDS = 60  # log lines come in batches, out of order
 
 
@@ -64,11 +67,12 @@ def trigger(prefect_url: str, flow: str, request: Record, idempotency_key: str |
 
 
 def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
-    """Yield the run's log lines as they arrive, then how the run ended."""
+    """Yield the run's log lines as they arrive, and one why no worker takes it if none does; then how the run ended."""
     seen: set[str] = set()
     since: str | None = None
+    began, patience = time.monotonic(), _PATIENCE
     while True:
-        run = call("GET", f"{prefect_url}/flow_runs/{run_id}")
+        run = _read_run(prefect_url, run_id)
         done = run["state_type"] in FINAL
         if done:
             time.sleep(_POLL_SECONDS)  # the last lines are stored after the state
@@ -77,6 +81,11 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
                 seen.add(line["id"])
                 since = line["timestamp"]
                 yield LogLine(at=line["timestamp"], logger=line["name"], level=line["level"], message=line["message"])
+        if run["state_type"] == "SCHEDULED" and time.monotonic() - began > patience:
+            patience *= 2
+            if reason := explain_wait(prefect_url, run):
+                at = datetime.now(UTC).isoformat()
+                yield LogLine(at=at, logger="ptpipeline.flows", level=logging.WARNING, message=f"waits: {reason}")
         if done:
             yield Finished(
                 state=run["state_type"],
@@ -86,6 +95,15 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
             )
             return
         time.sleep(_POLL_SECONDS)
+
+
+def _read_run(prefect_url: str, run_id: str) -> Any:
+    try:
+        return call("GET", f"{prefect_url}/flow_runs/{run_id}")
+    except NotFound:
+        raise NotFound(
+            f"flow run {run_id} was removed in Prefect; if a worker had begun it, it goes on to its end: `ptp nights`"
+        ) from None
 
 
 def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[str, Any]]:

@@ -48,11 +48,18 @@ class RecordedNight(Record):
     tasks: tuple[NightTask, ...] = ()
 
 
-def begin_night(ledger: Ledger, night: RecordedNight) -> None:
-    """Note that a night began; a repeat, such as the retry of the same flow run, changes nothing."""
+def begin_night(ledger: Ledger, night: RecordedNight, again: str | None = None) -> str:
+    """Note that a night began, and return its id; a repeat changes nothing, such as the run that goes on with it.
+
+    If the night of that id has ended, and is run `again`, that is the id of another night.
+    """
     row = night.model_dump(exclude={"tasks", "ended", "state"})
     with ledger.database.writing() as connection:
+        ended = select(tables.night.c.ended).where(tables.night.c.id == night.id)
+        if again and connection.execute(ended).scalar_one_or_none():
+            row["id"] = again
         connection.execute(insert(connection, tables.night).values(**row).on_conflict_do_nothing())
+    return str(row["id"])
 
 
 def end_night(ledger: Ledger, id_: str, state: str, tasks: Sequence[NightTask]) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
-from flows.chronicle import begin, finish
+from flows.chronicle import begin, finish, noting_cancellation
 from flows.nightly import choose_mode, complete, nightly
 from flows.requests import GangRequest, NightlyRequest, TuneRequest
 from flows.spread import GANGS_PER_WORKER, spread
@@ -103,6 +104,22 @@ def test_a_night_is_of_the_schedule_that_made_it_though_prefect_lost_the_paramet
     assert asked_for(request_, run, monkeypatch) == request_.model_copy(update={"schedule": schedule})
 
 
+def test_a_night_whose_first_run_a_person_deleted_goes_on() -> None:
+    with listening(Prefect({})) as prefect, temporary_settings({PREFECT_API_URL: prefect.url}):
+        assert complete(NightlyRequest(night="gone", resumes=1)).schedule is None
+
+
+def test_a_night_asks_again_for_its_schedule_while_prefect_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = iter([502])
+    run: dict[str, object] = {"created_by": BY_SCHEDULE["created_by"], "deployment_id": "d"}
+    answers = {
+        "GET /flow_runs/r": lambda _: (next(away, 200), run),
+        "GET /deployments/d": lambda _: (200, {"schedules": [{"id": "s", "slug": "0-5-x-x-x-utc"}]}),
+    }
+    with listening(Prefect(answers)) as prefect, temporary_settings({PREFECT_API_URL: prefect.url}):
+        assert complete(NightlyRequest(night="r", resumes=1)).schedule == "0-5-x-x-x-utc"
+
+
 def test_others_are_told_of_a_night_that_ended_by_an_error(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(flow_run), "flow_name", "nightly")
     received: list[bytes] = []
@@ -148,6 +165,36 @@ def test_a_night_is_known_by_the_run_that_began_it(
     assert begin(context, NightlyRequest(night="first")) == "first"
 
 
+def test_a_night_that_prefect_runs_again_after_its_end_is_another_night(
+    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "run")
+    finish(context, begin(context, NightlyRequest()), Night({}, {"tone": "no rows"}), Failed())
+    monkeypatch.setitem(vars(flow_run), "run_count", 2)
+    again = begin(context, NightlyRequest())
+    finish(context, again, Night({}, {}), Completed())
+    assert again == "run 2"
+    assert [(night.id, night.state) for night in list_nights(ledger, 9)] == [("run 2", "Completed"), ("run", "Failed")]
+
+
+@pytest.mark.parametrize(("state", "noted"), [("CANCELLING", "Cancelled"), ("RUNNING", None)])  # or it was evicted
+def test_a_night_that_a_person_cancels_has_ended(
+    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch, state: str, noted: str | None
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "run")
+    id_ = begin(context, NightlyRequest())
+    answers = {"GET /flow_runs/run": lambda _: (200, {"state_type": state})}
+    with (
+        listening(Prefect(answers)) as prefect,
+        temporary_settings({PREFECT_API_URL: prefect.url}),
+        pytest.raises(TerminationSignal),
+        noting_cancellation(context, id_),
+    ):
+        raise TerminationSignal(15)
+    [night] = list_nights(ledger, 9)
+    assert night.state == noted
+
+
 @pytest.fixture
 def context(ledger: Ledger, tmp_path: Path) -> Context:
     return Context(Settings(home=tmp_path, tasks=tmp_path), Registry(ledger, FolderStore(tmp_path / "store")))
@@ -188,24 +235,21 @@ def test_a_schedule_that_no_task_has_ends_the_night(ledger: Ledger) -> None:
 # ---------------------------------------------------------------- several workers
 
 
-@pytest.mark.parametrize(("night", "named"), [("first", "first"), ("", "this")])
-def test_gangs_are_given_away_under_the_name_of_the_night_and_run_as_it_does(
-    monkeypatch: pytest.MonkeyPatch, night: str, named: str
-) -> None:
+def test_gangs_are_given_away_under_the_name_of_the_night_and_run_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(flow_run), "id", "this")
-    asked = NightlyRequest(force=True, actor="ann", schedule="0-2", night=night)
+    asked = NightlyRequest(force=True, actor="ann", schedule="0-2", night="first")
     gang = GangRequest(tasks=[], force=True, actor="ann", schedule="0-2")
     answers = {
         "GET /work_pools/ptp": lambda _: (200, {"type": "process"}),
         "POST /work_pools/ptp/workers/filter": lambda _: (200, [{"status": "ONLINE"}] * 2),
     }
     with listening(Prefect(answers)) as prefect, temporary_settings({PREFECT_API_URL: prefect.url}):
-        mode = choose_mode(asked)
+        mode = choose_mode(asked, "first 2")
     assert isinstance(mode.spread, partial)
-    assert (mode.spread.func, mode.spread.args) == (spread, (prefect.url, named, gang, "this"))
+    assert (mode.spread.func, mode.spread.args) == (spread, (prefect.url, "first 2", gang, "this"))
     assert (mode.parts, mode.force, mode.isolate) == (2 * GANGS_PER_WORKER, True, True)
 
 
 def test_a_night_trains_by_itself_where_nobody_can_take_its_gangs() -> None:
     with listening(Prefect({})) as prefect, temporary_settings({PREFECT_API_URL: prefect.url}):
-        assert choose_mode(NightlyRequest()).spread is None
+        assert choose_mode(NightlyRequest(), "this").spread is None

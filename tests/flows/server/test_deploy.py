@@ -170,9 +170,82 @@ def test_a_schedule_is_sent_without_its_pause_which_is_the_servers() -> None:
         assert all("active" not in schedule for schedule in described["schedules"])
 
 
-def test_schedules_that_no_task_has_are_removed_and_the_others_stay() -> None:
-    removing = Prefect({"DELETE /deployments/d/schedules/id-old": lambda _: (204, b"")})
-    held = {"id": "d", "schedules": [{"slug": slug, "id": f"id-{slug}"} for slug in ("old", "new")]}
-    with listening(removing) as prefect:
-        deploy._remove_other_schedules(prefect.url, held, {"new"})
-    assert [asked for asked, _ in prefect.asked] == ["DELETE /deployments/d/schedules/id-old"]
+def deployed(settings: Settings, held: dict[str, dict[str, Any]]) -> Prefect:
+    """The server after the deployment of the tasks, which removes schedules there; it changes nothing else."""
+
+    def remove(flow: str, id_: str) -> Callable[[Any], tuple[int, Any]]:
+        def answer(_: Any) -> tuple[int, Any]:
+            held[flow]["schedules"] = [one for one in held[flow]["schedules"] if one["id"] != id_]
+            return 204, b""
+
+        return answer
+
+    routes = answers(held).routes | {
+        "GET /health": lambda _: (200, True),
+        "GET /work_pools/ptp": lambda _: (200, {}),
+        "POST /flow_runs/filter": lambda _: (200, []),
+        "POST /deployments/filter": lambda _: (200, [{"name": "ptp-nightly", "id": "nightly"}]),
+        "POST /automations/filter": lambda _: (200, []),
+        "POST /automations/": lambda _: (201, {}),
+    }
+    routes |= {f"PATCH /deployments/{flow}": lambda _: (204, b"") for flow in held}
+    for flow in held:
+        for one in held[flow]["schedules"]:
+            routes[f"DELETE /deployments/{flow}/schedules/{one['id']}"] = remove(flow, one["id"])
+    with listening(Prefect(routes)) as prefect:
+        deploy.deploy(settings.model_copy(update={"prefect": prefect.url}), TASKS)
+    return prefect
+
+
+def changes(prefect: Prefect, flow: str) -> list[str]:
+    asked = [what for what, _ in prefect.asked if what.startswith(("PATCH", "DELETE"))]
+    return [what for what in asked if what.split("/")[2] == flow]
+
+
+def by_hand(slug: str | None) -> dict[str, Any]:
+    return {"slug": slug, "id": "mine", "active": True, "schedule": {"cron": "45 3 * * *", "timezone": "UTC"}}
+
+
+@pytest.mark.parametrize("flow", ["nightly", "reconcile"])
+def test_a_schedule_without_a_slug_goes_first_so_that_prefect_does_not_replace_the_paused_ones(
+    settings: Settings, flow: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = copy.deepcopy(ALL)
+    held[flow]["schedules"].append(by_hand(None))
+    first, *rest = changes(deployed(settings, held), flow)
+    assert (first, rest) == (f"DELETE /deployments/{flow}/schedules/mine", [f"PATCH /deployments/{flow}"])
+    assert f"the schedule `45 3 * * *` UTC of ptp-{flow} is removed from Prefect: no task file has it" in caplog.text
+
+
+def test_schedules_that_no_task_has_are_removed_and_the_others_stay(settings: Settings) -> None:
+    held = copy.deepcopy(ALL)
+    held["nightly"]["schedules"].append(by_hand("old"))
+    asked = changes(deployed(settings, held), "nightly")
+    assert asked == ["PATCH /deployments/nightly", "DELETE /deployments/nightly/schedules/mine"]
+
+
+def test_a_schedule_of_a_flow_that_runs_on_request_stays(settings: Settings) -> None:
+    held = copy.deepcopy(ALL)
+    held["ingest"]["schedules"].append(by_hand(None))
+    assert changes(deployed(settings, held), "ingest") == ["PATCH /deployments/ingest"]
+
+
+@pytest.mark.parametrize(
+    ("edited", "told"),
+    [
+        ({"cron": "30 6 * * *", "timezone": "Europe/Berlin", "day_or": True}, "`30 6 * * *` Europe/Berlin"),
+        ({"interval": 3600.0, "anchor_date": "2026-01-01", "timezone": "UTC"}, "{'interval': 3600.0,"),
+        ({"cron": "0 2 * * *", "timezone": "UTC", "day_or": True}, None),
+    ],
+)
+def test_a_schedule_that_somebody_edited_is_named_when_a_deployment_takes_that_back(
+    settings: Settings, caplog: pytest.LogCaptureFixture, edited: dict[str, Any], told: str | None
+) -> None:
+    held = copy.deepcopy(ALL)
+    [one] = [one for one in held["nightly"]["schedules"] if one["slug"] == "0-2-x-x-x-utc"]
+    one["schedule"] = edited
+    deployed(settings, held)
+    said = [record.getMessage() for record in caplog.records if record.name == "ptpipeline.flows"]
+    start = "the schedule 0-2-x-x-x-utc of ptp-nightly is `0 2 * * *` UTC again, as the task files say: in Prefect "
+    assert len(said) == (told is not None)
+    assert all(line.startswith(f"{start}somebody had made it {told}") for line in said)

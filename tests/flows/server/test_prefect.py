@@ -194,6 +194,11 @@ def test_lines_beyond_a_page_are_told_too(lines: int) -> None:
     assert len(told) == lines + 3 + 1
 
 
+def test_who_follows_a_run_that_somebody_removes_is_told_so() -> None:
+    with listening(Prefect({})) as prefect, pytest.raises(NotFound, match="flow run r was removed in Prefect"):
+        list(follow(prefect.url, "r"))
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An answer has to come within a moment."""

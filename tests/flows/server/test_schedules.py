@@ -14,7 +14,14 @@ from prefect.server.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
 from flows.nightly import narrow
-from flows.server.schedules import distinct_schedules, keep_pauses, restore_due_runs, scheduled_under, slug_of
+from flows.server.schedules import (
+    distinct_schedules,
+    keep_pauses,
+    list_due_runs,
+    restore_due_runs,
+    scheduled_under,
+    slug_of,
+)
 from ptpipeline.errors import NotFound
 from ptpipeline.task.folder import load_task, task_files
 from ptpipeline.task.task import Schedule, Task
@@ -157,3 +164,15 @@ def test_a_due_run_that_a_deployment_removed_is_scheduled_again_for_its_time_and
     [made] = prefect.bodies("POST /deployments/d/create_flow_run")
     assert made["state"]["state_details"] == {"scheduled_time": due}
     assert (made["parameters"], made["idempotency_key"]) == (gone["parameters"], "due gone")
+
+
+def test_a_due_run_keeps_its_schedule_though_prefect_lost_the_parameter() -> None:
+    made = {"auto_scheduled": True, "estimated_start_time_delta": 9.0, "created_by": {"type": "SCHEDULE", "id": "id-x"}}
+    runs = [
+        made | {"parameters": {}},
+        made | {"parameters": {"request": {"schedule": "y"}}},
+        made | {"parameters": {}, "created_by": {"type": "SCHEDULE", "id": "id-gone"}},
+    ]
+    with listening(Prefect({"POST /flow_runs/filter": lambda _: (200, runs)})) as prefect:
+        due = list_due_runs(prefect.url, {"id": "d", "schedules": [schedule("x")]})
+    assert [run["parameters"]["request"]["schedule"] for run in due] == ["x", "y", None]

@@ -31,10 +31,19 @@ def test_a_night_is_listed_with_its_tasks_newest_first(ledger: Ledger) -> None:
 def test_a_night_that_ended_stays_as_it_is(ledger: Ledger) -> None:
     begin_night(ledger, a_night("one"))
     end_night(ledger, "one", "Failed", [TONE])
-    begin_night(ledger, a_night("one", "2026-11-28T02:00:00+00:00"))  # the flow run is tried again
+    assert begin_night(ledger, a_night("one", "2026-11-28T02:00:00+00:00")) == "one"  # a run that went on with it
     end_night(ledger, "one", "Completed", [MOOD])
     [night] = list_nights(ledger, 10)
     assert (night.started[:10], night.state, night.tasks) == ("2026-11-26", "Failed", (TONE,))
+
+
+def test_a_night_that_is_run_again_is_another_night(ledger: Ledger) -> None:
+    begin_night(ledger, a_night("one"))
+    assert begin_night(ledger, a_night("one"), again="one 2") == "one"  # it has not ended: this goes on with it
+    end_night(ledger, "one", "Failed", [TONE])
+    assert begin_night(ledger, a_night("one", "2026-11-28T02:00:00+00:00"), again="one 2") == "one 2"
+    end_night(ledger, "one 2", "Completed", [MOOD])
+    assert [(night.id, night.state) for night in list_nights(ledger, 10)] == [("one 2", "Completed"), ("one", "Failed")]
 
 
 @pytest.mark.parametrize(
