@@ -80,6 +80,8 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus
         others = [one for one in after[flow]["schedules"] if one["slug"] not in slugs[flow]]
         remove_schedules(api, after[flow], others)
     restore_due_runs(api, due)
+    for flow in POLLS:
+        _free_leaked_slot(api, after[flow])
     install_automations(api)
 
 
@@ -202,6 +204,21 @@ def _put(api: str, flow: str, wanted: dict[str, Any], known: dict[str, Any] | No
     else:
         id_ = call("POST", f"{api}/flows/", {"name": flow})["id"]
         call("POST", f"{api}/deployments/", {**wanted, "flow_id": id_})
+
+
+def _free_leaked_slot(api: str, deployment: dict[str, Any]) -> None:
+    """Free the slot of a poll that no run holds, else Prefect cancels each later run: it forgets whose a slot is if its
+    database is restored from a copy, or its server ends at the wrong time.
+    """
+    limit = deployment["global_concurrency_limit"]
+    if not limit or not limit["active_slots"]:
+        return
+    holding = {
+        "deployments": {"id": {"any_": [deployment["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
+    }
+    if not call("POST", f"{api}/flow_runs/filter", holding):
+        call("PATCH", f"{api}/v2/concurrency_limits/{limit['id']}", {"active_slots": 0})
 
 
 def _differing_fields(wanted: dict[str, Any], known: dict[str, Any]) -> list[str]:

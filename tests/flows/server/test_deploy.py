@@ -224,6 +224,22 @@ def test_schedules_that_no_task_has_are_removed_and_the_others_stay(settings: Se
     assert asked == ["PATCH /deployments/nightly", "DELETE /deployments/nightly/schedules/mine"]
 
 
+@pytest.mark.parametrize(
+    ("slots", "runs", "freed"),
+    [(1, [], [{"active_slots": 0}]), (1, [{"id": "r"}], []), (0, [], [])],
+)
+def test_a_slot_of_a_poll_that_no_run_holds_is_freed(slots: int, runs: list[Any], freed: list[Any]) -> None:
+    held = as_held("alarm")
+    held["global_concurrency_limit"] = {"id": "l", "limit": 1, "active_slots": slots}
+    free = {
+        "POST /flow_runs/filter": lambda _: (200, runs),
+        "PATCH /v2/concurrency_limits/l": lambda _: (204, b""),
+    }
+    with listening(Prefect(free)) as prefect:
+        deploy._free_leaked_slot(prefect.url, held)
+    assert prefect.bodies("PATCH /v2/concurrency_limits/l") == freed
+
+
 def test_a_schedule_of_a_flow_that_runs_on_request_stays(settings: Settings) -> None:
     held = copy.deepcopy(ALL)
     held["ingest"]["schedules"].append(by_hand(None))
