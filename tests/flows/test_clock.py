@@ -100,7 +100,8 @@ def test_a_server_that_is_away_refuses_nobody() -> None:
 
 def test_a_night_that_waits_is_known_by_the_servers_clock() -> None:
     """Whoever deploys with a clock that is behind would else lose it with the schedule."""
-    late = {"id": "late", "auto_scheduled": True, "estimated_start_time_delta": 600.0}
+    asked_for = {"request": {"schedule": "0-2-x-x-x-utc"}}
+    late = {"id": "late", "auto_scheduled": True, "estimated_start_time_delta": 600.0, "parameters": asked_for}
     coming = {"id": "coming", "auto_scheduled": True, "estimated_start_time_delta": 0.0}
     by_hand = {"id": "by hand", "auto_scheduled": False, "estimated_start_time_delta": 600.0}
     with listening(Prefect({"POST /flow_runs/filter": lambda _: (200, [late, by_hand, coming])})) as prefect:
