@@ -31,7 +31,8 @@ pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(3600)]
 
 NOTICED_SECONDS = 120.0
 PATIENCE = 600.0  # with a machine that is busy
-LONG = TASK.replace("name: fruit", "name: orchard").replace("steps: 12", "steps: 300, patience: 300")
+STEPS = 1500  # it has to train still when its log of step 20 is seen, some seconds later
+LONG = TASK.replace("name: fruit", "name: orchard").replace("steps: 12", f"steps: {STEPS}, patience: {STEPS}")
 LONG = LONG.replace("eval_every: 6", "eval_every: 150")
 
 
