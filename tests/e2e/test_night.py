@@ -31,9 +31,9 @@ pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(3600)]
 
 NOTICED_SECONDS = 120.0
 PATIENCE = 600.0  # with a machine that is busy
-STEPS = 1500  # it has to train still when its log of step 20 is seen, some seconds later
+STEPS = 6000  # it has to train still when its log of step 20 is seen, some seconds later
 LONG = TASK.replace("name: fruit", "name: orchard").replace("steps: 12", f"steps: {STEPS}, patience: {STEPS}")
-LONG = LONG.replace("eval_every: 6", "eval_every: 150")
+LONG = LONG.replace("eval_every: 6", "eval_every: 1000")
 
 
 class Factory:
