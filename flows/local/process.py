@@ -110,14 +110,13 @@ def stop(process: Process) -> None:
         return
     sockets, running = _socket_files(root), _tree(root)
     told = {relative for relative in running[1:] if _is_flow_run(relative)}
-    if told and not _is_flow_run(root):
+    is_worker = bool(told) and not _is_flow_run(root)
+    if is_worker:
         _signal([root], "suspend")
-        _signal(list(told), "terminate")
+    _signal(list(told), "terminate")
+    if is_worker:
         _wait(list(told), _RUN_SECONDS)
-        ends = time.monotonic() + _REPORT_SECONDS
-    else:
-        _signal(list(told), "terminate")
-        ends = time.monotonic() + _STOP_SECONDS
+    ends = time.monotonic() + (_REPORT_SECONDS if is_worker else _STOP_SECONDS)
     _signal([root], "terminate")
     _signal([root], "resume")
     while running and time.monotonic() < ends:

@@ -6,6 +6,7 @@ run of a night again, with the same parameters: the ledger's leases keep it from
 and its gangs go on from their checkpoints.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from flows.server.api import call
@@ -14,7 +15,7 @@ from ptpipeline.errors import NotFound
 HEARTBEAT_SECONDS = 30
 SILENT_SECONDS = 80  # two heartbeats may be lost or late; with the server's granularity noticed within 120 s
 MOST_RESUMES = 3  # how often the run of a night is started again because its worker died
-RESUMED = "ptp-nightly"  # a night starts the runs of its gangs again itself; what a person asked for, the person does
+RESUMED = "nightly"  # a night starts the runs of its gangs again itself; what a person asked for, the person does
 
 _REQUEST = "(flow_run.parameters.get('request') or {})"
 _RESUMES = f"({_REQUEST}.get('resumes') or 0) + 1"
@@ -24,20 +25,20 @@ _CANCELLED = "event.payload.get('initial_state', {}).get('type') == 'CANCELLING'
 _RESUMED_REQUEST = f"{{{{ dict({_REQUEST}, resumes={_RESUMES}, night={_NIGHT}, cancelled={_CANCELLED}) | tojson }}}}"
 
 
-def install_automations(api: str, dry: bool = False) -> list[str]:
+def install_automations(api: str, deployments: Mapping[str, Mapping[str, Any]], dry: bool = False) -> list[str]:
     """Bring the automations on the server at `api` to what this version defines, by name; return what was changed, or
     with `dry` would be.
 
-    Call it after the flows are deployed: heartbeats name deployments by their ids. What a person paused stays paused.
-    Raises ServiceUnavailable or SettingsError if the server does not take them, NotFound if no flow is deployed.
+    Heartbeats name the `deployments`, which are those of the flows on that server, by their ids. What a person paused
+    stays paused. Raises ServiceUnavailable or SettingsError if the server does not take them, NotFound if the nightly
+    flow is not deployed.
     """
-    found = call("POST", f"{api}/deployments/filter", {"deployments": {"name": {"like_": "ptp-"}}, "limit": 200})
-    deployments = {deployment["name"]: f"prefect.deployment.{deployment['id']}" for deployment in found}
     if RESUMED not in deployments:
-        raise NotFound(f"Prefect at {api} has no deployment {RESUMED}: deploy the flows first, by `ptp up`")
+        raise NotFound(f"Prefect at {api} has no deployment ptp-{RESUMED}: deploy the flows first, by `ptp up`")
+    resources = {flow: f"prefect.deployment.{deployment['id']}" for flow, deployment in deployments.items()}
     known = {automation["name"]: automation for automation in call("POST", f"{api}/automations/filter", {"limit": 200})}
     changed = []
-    for wanted in (_notice(sorted(deployments.values())), _resume(deployments[RESUMED])):
+    for wanted in (_notice(sorted(resources.values())), _resume(resources[RESUMED])):
         installed = known.get(wanted["name"])
         if installed and _agrees(wanted, installed):
             continue

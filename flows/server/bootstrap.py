@@ -24,7 +24,7 @@ from flows.server.buckets import (
     make_policy,
     read_policy,
 )
-from flows.server.deploy import deploy, find_outdated
+from flows.server.deploy import deploy, find_outdated, read_deployments
 from flows.server.environment import POOL
 from ptpipeline.errors import NotFound, PtpError, SettingsError
 from ptpipeline.records.base import Record
@@ -232,14 +232,14 @@ def _prefect_pieces(settings: Settings, tasks: Sequence[Task], wanted: Wanted) -
 def look_at_automations(api: str) -> Sight:
     """Look whether Prefect has the automations that notice a dead worker."""
     try:
-        lacking = install_automations(api, dry=True)
+        lacking = install_automations(api, read_deployments(api), dry=True)
     except NotFound:  # they name deployments
         return MISSING
     return Sight("missing", "; ".join(lacking)) if lacking else THERE
 
 
 def _install(api: str) -> None:
-    install_automations(api)
+    install_automations(api, read_deployments(api))
 
 
 def look_at_pool(api: str, pool: PoolType) -> Sight:

@@ -23,7 +23,7 @@ from flows.server.schedules import (
     restore_due_runs,
     tell_edits,
 )
-from ptpipeline.errors import NotFound, SettingsError
+from ptpipeline.errors import SettingsError
 from ptpipeline.records.base import is_name
 from ptpipeline.settings import Settings
 from ptpipeline.task.folder import task_files
@@ -82,7 +82,7 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus
     restore_due_runs(api, due)
     for flow in POLLS:
         _free_leaked_slot(api, after[flow])
-    install_automations(api)
+    install_automations(api, after)
 
 
 def find_outdated(settings: Settings, tasks: Sequence[Task], gpus: int = 0) -> dict[str, str]:
@@ -102,13 +102,10 @@ def find_outdated(settings: Settings, tasks: Sequence[Task], gpus: int = 0) -> d
 
 def read_deployments(api: str) -> dict[str, dict[str, Any]]:
     """Return the deployments of the flows that the server has, by flow."""
-    deployments = {}
-    for flow in FLOWS:
-        try:
-            deployments[flow] = call("GET", f"{api}/deployments/name/{flow}/ptp-{flow}")
-        except NotFound:
-            continue
-    return deployments
+    names = {f"ptp-{flow}": flow for flow in FLOWS}
+    query = {"flows": {"name": {"any_": list(FLOWS)}}, "deployments": {"name": {"any_": list(names)}}}
+    found = call("POST", f"{api}/deployments/filter", query)
+    return {names[deployment["name"]]: deployment for deployment in found}
 
 
 # ---------------------------------------------------------------- one deployment

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from flows.server.api import call
-from flows.server.automations import install_automations
-from flows.server.deploy import FLOWS
+from flows.server.automations import RESUMED, install_automations
+from flows.server.deploy import FLOWS, read_deployments
 from flows.server.environment import POOL
 from ptpipeline.errors import NotFound
 
@@ -19,9 +19,12 @@ def list_pauses(api: str) -> list[str]:
 
     Raises ServiceUnavailable if Prefect does not answer, SettingsError if it refuses this client.
     """
-    found = call("POST", f"{api}/deployments/filter", {"deployments": {"name": {"like_": "ptp-"}}, "limit": 200})
-    deployments = {str(deployment["name"]): deployment for deployment in found}
-    return [*_look_at_pool(api), *_look_at_deployments(deployments), *_look_at_automations(api, deployments)]
+    pool, deployments = _find_pool(api), read_deployments(api)
+    return [
+        *([_GONE] if pool is None else _look_at_pool(api, pool)),
+        *_look_at_deployments(deployments),
+        *_look_at_automations(api, deployments),
+    ]
 
 
 def explain_wait(api: str, run: dict[str, Any]) -> str | None:
@@ -33,24 +36,28 @@ def explain_wait(api: str, run: dict[str, Any]) -> str | None:
         return f"{_GONE}; then start this run again, which belongs to none"
     if run["state"]["name"] == "AwaitingConcurrencySlot":
         return "the limit of runs of its deployment is reached: it waits until another run has ended"
-    for reason in _look_at_pool(api, str(run["work_queue_name"])):
+    if (pool := _find_pool(api)) is None:
+        return _GONE
+    for reason in _look_at_pool(api, pool, str(run["work_queue_name"])):
         return reason
     workers = call("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
     if not any(worker["status"] == "ONLINE" for worker in workers):
         return f"no worker of the work pool {POOL} is online: look at `ptp status`, or start one"
-    limit = call("GET", f"{api}/work_pools/{POOL}")["concurrency_limit"]
+    limit = pool["concurrency_limit"]
     return (
         None if limit is None else f"the work pool {POOL} takes at most {limit} runs at once: it waits for the others"
     )
 
 
-def _look_at_pool(api: str, only: str | None = None) -> Iterator[str]:
-    """Yield why the work pool, or a queue of it or `only` that one, gives no run to a worker."""
+def _find_pool(api: str) -> dict[str, Any] | None:
     try:
-        pool = call("GET", f"{api}/work_pools/{POOL}")
+        return dict(call("GET", f"{api}/work_pools/{POOL}"))
     except NotFound:
-        yield _GONE
-        return
+        return None
+
+
+def _look_at_pool(api: str, pool: dict[str, Any], only: str | None = None) -> Iterator[str]:
+    """Yield why the work pool, or a queue of it or `only` that one, gives no run to a worker."""
     yield from _closed(f"work pool {POOL}", pool)
     for queue in call("POST", f"{api}/work_pools/{POOL}/queues/filter", {}):
         if only in (None, queue["name"]):
@@ -65,8 +72,8 @@ def _closed(name: str, found: dict[str, Any]) -> Iterator[str]:
 
 
 def _look_at_deployments(deployments: dict[str, dict[str, Any]]) -> Iterator[str]:
-    for name in [f"ptp-{flow}" for flow in FLOWS]:
-        deployment = deployments.get(name)
+    for flow in FLOWS:
+        name, deployment = f"ptp-{flow}", deployments.get(flow)
         if deployment is None or deployment["work_pool_name"] is None:
             what = "deployment" if deployment is None else "work pool of the deployment"
             yield f"the {what} {name} was removed in Prefect: `ptp up` (or `ptp bootstrap`) brings it back"
@@ -79,9 +86,9 @@ def _look_at_deployments(deployments: dict[str, dict[str, Any]]) -> Iterator[str
 
 
 def _look_at_automations(api: str, deployments: dict[str, dict[str, Any]]) -> Iterator[str]:
-    if "ptp-nightly" not in deployments:  # which they name
+    if RESUMED not in deployments:  # which they name
         return
-    for name in install_automations(api, dry=True):
+    for name in install_automations(api, deployments, dry=True):
         yield f"the automation {name!r} was removed or changed in Prefect: `ptp up` (or `ptp bootstrap`) brings it back"
     for automation in call("POST", f"{api}/automations/filter", {"limit": 200}):
         if automation["name"].startswith("ptp: ") and not automation["enabled"]:

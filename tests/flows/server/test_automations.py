@@ -14,6 +14,7 @@ from flows.local.process import spawn, stop
 from flows.local.servers import StackConfig, define_server
 from flows.server.api import call
 from flows.server.automations import SILENT_SECONDS, install_automations
+from flows.server.deploy import read_deployments
 from ptpipeline.errors import NotFound
 from tests.waiting import wait_for
 
@@ -70,7 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             wait_for(lambda: server.ready(process), 300)
             api = config.settings()["prefect"]
             with pytest.raises(NotFound, match="deploy the flows first"):
-                install_automations(api)
+                install_automations(api, read_deployments(api))
             flow = call("POST", f"{api}/flows/", {"name": "nightly"})["id"]
             made = call("POST", f"{api}/deployments/", {"name": "ptp-nightly", "flow_id": flow})
             yield Served(api, str(made["id"]))
@@ -81,8 +82,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def installed(served: Served) -> dict[str, dict[str, Any]]:
     """The automations by name, installed twice, with a shorter patience."""
-    assert len(install_automations(served.api)) == 2
-    assert install_automations(served.api) == []
+    assert len(install_automations(served.api, read_deployments(served.api))) == 2
+    assert install_automations(served.api, read_deployments(served.api)) == []
     found = {one["name"]: one for one in call("POST", f"{served.api}/automations/filter", {})}
     notice = found["ptp: a run without a heartbeat has crashed"]
     assert notice["trigger"]["within"] == SILENT_SECONDS
@@ -130,5 +131,6 @@ def test_a_night_that_ended_is_left_alone(served: Served, installed: dict[str, d
 
 
 def test_an_automation_that_differs_is_brought_back(served: Served, installed: dict[str, dict[str, Any]]) -> None:
-    assert install_automations(served.api) == ["ptp: a run without a heartbeat has crashed"]
-    assert install_automations(served.api) == []
+    deployments = read_deployments(served.api)
+    assert install_automations(served.api, deployments) == ["ptp: a run without a heartbeat has crashed"]
+    assert install_automations(served.api, deployments) == []

@@ -54,10 +54,7 @@ def as_held(flow: str) -> dict[str, Any]:
 
 
 def answers(held: dict[str, dict[str, Any]]) -> Prefect:
-    def tell(flow: str) -> Callable[[Any], tuple[int, Any]]:
-        return lambda _: (200, held[flow])
-
-    return Prefect({f"GET /deployments/name/{flow}/ptp-{flow}": tell(flow) for flow in held})
+    return Prefect({"POST /deployments/filter": lambda _: (200, list(held.values()))})
 
 
 def outdated(settings: Settings, held: dict[str, dict[str, Any]], gpus: int = 0) -> dict[str, str]:
@@ -184,7 +181,6 @@ def deployed(settings: Settings, held: dict[str, dict[str, Any]]) -> Prefect:
         "GET /health": lambda _: (200, True),
         "GET /work_pools/ptp": lambda _: (200, {}),
         "POST /flow_runs/filter": lambda _: (200, []),
-        "POST /deployments/filter": lambda _: (200, [{"name": "ptp-nightly", "id": "nightly"}]),
         "POST /automations/filter": lambda _: (200, []),
         "POST /automations/": lambda _: (201, {}),
     }

@@ -13,17 +13,14 @@ NOTICE, RESUME = "ptp: a run without a heartbeat has crashed", "ptp: a crashed n
 
 
 class Automations(Prefect):
-    """Holds deployments and automations; fields of its own come with each, and sets of strings in its own order."""
+    """Holds automations; fields of its own come with each, and sets of strings in its own order."""
 
-    def __init__(self, *deployments: str) -> None:
+    def __init__(self) -> None:
         super().__init__({})
-        self.deployments = [{"name": name, "id": name.removeprefix("ptp-")} for name in deployments]
         self.held: dict[str, dict[str, Any]] = {}
         self.written: list[str] = []
 
     def answer(self, what: str, body: Any) -> Answer:
-        if what == "POST /deployments/filter":
-            return 200, self.deployments
         if what == "POST /automations/filter":
             return 200, list(self.held.values())
         self.written.append(what)
@@ -37,14 +34,17 @@ class Automations(Prefect):
         return 200, stored
 
 
+DEPLOYED = {"nightly": {"id": "n"}, "tune": {"id": "t"}}
+
+
 @pytest.fixture
 def server() -> Automations:
-    return Automations("ptp-nightly", "ptp-tune")
+    return Automations()
 
 
 def install(server: Automations, dry: bool = False) -> list[str]:
     with listening(server) as prefect:
-        return install_automations(prefect.url, dry)
+        return install_automations(prefect.url, DEPLOYED, dry)
 
 
 def test_what_is_missing_is_made_and_what_is_there_is_left_alone(server: Automations) -> None:
@@ -52,8 +52,8 @@ def test_what_is_missing_is_made_and_what_is_there_is_left_alone(server: Automat
     assert install(server) == []
     assert server.written == ["POST /automations/"] * 2
     notice, resume = (server.held[name]["trigger"]["match_related"]["prefect.resource.id"] for name in (NOTICE, RESUME))
-    assert sorted(notice) == ["prefect.deployment.nightly", "prefect.deployment.tune"]
-    assert resume == "prefect.deployment.nightly"
+    assert sorted(notice) == ["prefect.deployment.n", "prefect.deployment.t"]
+    assert resume == "prefect.deployment.n"
 
 
 def test_a_dry_run_names_what_it_would_write_and_writes_nothing(server: Automations) -> None:
@@ -92,8 +92,7 @@ def test_what_a_person_paused_stays_paused(server: Automations) -> None:
     assert server.held[RESUME]["enabled"] is True
 
 
-def test_without_the_nightly_flow_they_have_nothing_to_name() -> None:
-    server = Automations("ptp-tune")
-    with pytest.raises(NotFound, match="deploy the flows first, by `ptp up`"):
-        install(server)
+def test_without_the_nightly_flow_they_have_nothing_to_name(server: Automations) -> None:
+    with listening(server) as prefect, pytest.raises(NotFound, match="deploy the flows first, by `ptp up`"):
+        install_automations(prefect.url, {"tune": DEPLOYED["tune"]})
     assert server.written == []

@@ -36,7 +36,7 @@ class Held:
         self.workers: list[dict[str, Any]] = [{"status": "ONLINE"}]
         self.automations: list[dict[str, Any]] = []
         with listening(Prefect(self.routes())) as prefect:
-            install_automations(prefect.url)
+            install_automations(prefect.url, self.deployments)
 
     def routes(self) -> dict[str, Callable[[Any], tuple[int, Any]]]:
         def add(body: dict[str, Any]) -> tuple[int, Any]:
