@@ -35,7 +35,7 @@ _log = logging.getLogger("ptpipeline.flows")
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and put what passes its gate into production by each task's policy."""
     if request.cancelled:
-        return Skipped("a person cancelled the run that this one would go on with").end()
+        return Skipped("a person cancelled or suspended the run that this one would go on with").end()
     check_clock()
     request = complete(request)
     context = open_context()

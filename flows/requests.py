@@ -76,7 +76,7 @@ class NightlyRequest(Record):
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
     With `force` they train although nothing changed. `actor` may not approve what the run makes. `resumes` counts how
     often the night was started again because its worker died, `night` names the run that began it, and `cancelled` says
-    that a person ended the one before; the automation sets them.
+    that a person ended or suspended the one before; the automation sets them.
     """
 
     tasks: list[str] | None = None

@@ -1,16 +1,23 @@
 """A stage as a Prefect task run: only wrapping; the order of the stages is `stages.chain`'s."""
 
+import atexit
 import logging
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import stamina
 from prefect import task as prefect_task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 
 from flows.progress import Bars
+from flows.server.api import call
 from flows.stages.chain import hide_message
 from flows.stages.context import Context
 from ptpipeline.errors import PtpError, Transient
@@ -20,6 +27,7 @@ from ptpipeline.settings import load_settings
 # the same time, so each waits up to half as long again, by chance.
 DELAYS = [2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9]
 _JITTER = 0.5
+LEFT = "prefect.flow-run.left"  # an event of our own; the automation waits for any of a flow run
 
 Result = TypeVar("Result")
 
@@ -32,6 +40,8 @@ def open_context() -> Context:
     """
     for name in ("ptpipeline", "registry"):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect's extra loggers keep the root's level, WARNING
+    if deployment.id:  # heartbeats have ended then, wherever Prefect's engine leaves the flow
+        atexit.register(report_suspended, PREFECT_API_URL.value(), str(flow_run.id), str(deployment.id))
     context = Context.open(load_settings())
     context.display = Bars()
     return context
@@ -54,6 +64,24 @@ def step(name: str, work: Callable[[], Result], /) -> Result:
         return run_plainly(work)
 
     return run()
+
+
+def report_suspended(api: str, run: str, deployment_: str) -> None:
+    """Tell Prefect that the process of a suspended run has ended: else the run, silent from now on, counts as crashed
+    (flows.server.automations). Another process takes it when somebody resumes it.
+    """
+    event = {
+        "id": str(uuid.uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": LEFT,
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "related": [
+            {"prefect.resource.id": f"prefect.deployment.{deployment_}", "prefect.resource.role": "deployment"}
+        ],
+    }
+    with suppress(PtpError):
+        if call("GET", f"{api}/flow_runs/{run}")["state_type"] == "PAUSED":
+            call("POST", f"{api}/events", [event])
 
 
 def run_plainly(work: Callable[[], Result]) -> Result:

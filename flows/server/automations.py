@@ -20,8 +20,9 @@ RESUMED = "nightly"  # a night starts the runs of its gangs again itself; what a
 _REQUEST = "(flow_run.parameters.get('request') or {})"
 _RESUMES = f"({_REQUEST}.get('resumes') or 0) + 1"
 _NIGHT = f"{_REQUEST}.get('night') or flow_run.id|string"
-# A run that is cancelled in a training ends as Crashed for a moment; the event tells what it was before.
-_CANCELLED = "event.payload.get('initial_state', {}).get('type') == 'CANCELLING'"
+# A run that is cancelled in a training ends as Crashed for a moment, and one that is suspended may (flows.steps); the
+# event tells what it was before.
+_CANCELLED = "event.payload.get('initial_state', {}).get('type') in ['CANCELLING', 'PAUSED']"
 _RESUMED_REQUEST = f"{{{{ dict({_REQUEST}, resumes={_RESUMES}, night={_NIGHT}, cancelled={_CANCELLED}) | tojson }}}}"
 
 

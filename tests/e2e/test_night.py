@@ -1,4 +1,4 @@
-"""A night on real servers whose worker dies, whose Prefect server goes away, and that is deployed anew."""
+"""A night on real servers whose worker dies, whose Prefect server goes away, that is suspended, and deployed anew."""
 
 import os
 import sys
@@ -20,6 +20,7 @@ from flows.server.api import call
 from flows.server.deploy import deploy
 from flows.server.environment import POOL, client_environment
 from flows.server.trigger import trigger
+from flows.steps import LEFT
 from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import load_task
@@ -151,6 +152,23 @@ def test_a_night_whose_machine_died_goes_on_from_its_checkpoint(factory: Factory
     factory.start_server()
     wait_for(lambda: factory.state_of(again) == "COMPLETED", PATIENCE)
     assert factory.resumed() == [again]
+
+
+# ---------------------------------------------------------------- a night that a person suspends
+
+
+def test_a_suspended_night_waits_until_somebody_resumes_it(factory: Factory) -> None:
+    resumed = factory.resumed()
+    run = trigger(factory.prefect, "nightly", NightlyRequest(tasks=["fruit"]))
+    wait_for(lambda: factory.state_of(run) == "RUNNING", PATIENCE)
+    factory.ask("POST", f"flow_runs/{run}/set_state", {"state": {"type": "PAUSED", "name": "Suspended"}})
+    left = {"event": {"name": [LEFT]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+    wait_for(lambda: factory.ask("POST", "events/filter", {"filter": left})["events"], PATIENCE)
+    time.sleep(NOTICED_SECONDS)
+    assert (factory.state_of(run), factory.resumed()) == ("PAUSED", resumed)
+    factory.ask("POST", f"flow_runs/{run}/resume", {})
+    wait_for(lambda: factory.state_of(run) == "COMPLETED", PATIENCE)
+    assert factory.resumed() == resumed
 
 
 # ---------------------------------------------------------------- schedules

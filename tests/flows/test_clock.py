@@ -31,6 +31,7 @@ MAY_READ = {
     "flows/server/webhook.py": "the age of a signature, which only wakes",
     "flows/stages/promote.py": "the date of a release",
     "flows/states.py": "the name of a run",
+    "flows/steps.py": "the last event of a suspended run, dated like the heartbeats before it",
     "registry/garbage/collect.py": "it is held against the store's and the ledger's",
     "registry/garbage/roots.py": "ages, once that agrees",
     "registry/garbage/signatures.py": "ages, once that agrees",

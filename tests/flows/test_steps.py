@@ -3,8 +3,9 @@
 import pytest
 from prefect.states import Failed
 
-from flows.steps import _is_transient, run_plainly
+from flows.steps import LEFT, _is_transient, report_suspended, run_plainly
 from ptpipeline.errors import DataError, PtpError, ServiceUnavailable
+from tests.flows.server.test_prefect import Prefect, listening
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,16 @@ def test_a_defect_is_told_without_its_message_which_prefect_would_keep() -> None
 
 def test_a_result_is_handed_on() -> None:
     assert run_plainly(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(("state", "told"), [("PAUSED", [LEFT]), ("COMPLETED", []), ("CRASHED", [])])
+def test_a_suspended_run_tells_that_its_process_has_ended(state: str, told: list[str]) -> None:
+    routes = {"GET /flow_runs/r": lambda _: (200, {"state_type": state}), "POST /events": lambda _: (204, b"")}
+    with listening(Prefect(routes)) as prefect:
+        report_suspended(prefect.url, "r", "d")
+    assert [event["event"] for [event] in prefect.bodies("POST /events")] == told
+
+
+def test_a_run_whose_server_is_gone_ends_without_a_word() -> None:
+    with listening(Prefect({})) as prefect:
+        report_suspended(prefect.url, "r", "d")

@@ -15,6 +15,7 @@ from flows.local.servers import StackConfig, define_server
 from flows.server.api import call
 from flows.server.automations import SILENT_SECONDS, install_automations
 from flows.server.deploy import read_deployments
+from flows.steps import LEFT
 from ptpipeline.errors import NotFound
 from tests.waiting import wait_for
 
@@ -41,12 +42,12 @@ class Served(NamedTuple):
         found = call("POST", f"{self.api}/flow_runs/filter", query)
         return [each for each in found if each["parameters"].get("request", {}).get("night") == run]
 
-    def beat(self, run: str, behind: timedelta = timedelta(0)) -> None:
-        """Send a heartbeat as Prefect's engine does on a machine whose clock is so far behind."""
-        event = {
+    def beat(self, run: str, behind: timedelta = timedelta(0), event: str = "prefect.flow-run.heartbeat") -> None:
+        """Send a heartbeat as Prefect's engine does on a machine whose clock is so far behind, or another event."""
+        sent = {
             "id": str(uuid.uuid4()),
             "occurred": (datetime.now(UTC) - behind).isoformat(),
-            "event": "prefect.flow-run.heartbeat",
+            "event": event,
             "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
             "related": [
                 {
@@ -55,7 +56,7 @@ class Served(NamedTuple):
                 }
             ],
         }
-        call("POST", f"{self.api}/events", [event])
+        call("POST", f"{self.api}/events", [sent])
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,12 @@ def test_heartbeats_of_a_clock_that_is_behind_are_silence(served: Served, instal
     assert served.state(run) == "CRASHED"
 
 
-def test_the_night_behind_one_that_a_person_cancelled_knows_it(served: Served, installed: dict[str, Any]) -> None:
+@pytest.mark.parametrize("before", ["CANCELLING", "PAUSED"])
+def test_the_night_behind_one_that_a_person_stopped_knows_it(
+    served: Served, installed: dict[str, Any], before: str
+) -> None:
     run = served.start("RUNNING")
-    for state in ("CANCELLING", "CRASHED"):  # as a run that is told to end in its training
+    for state in (before, "CRASHED"):  # as a run that is told to end in its training
         call("POST", f"{served.api}/flow_runs/{run}/set_state", {"state": {"type": state}, "force": True})
     [again] = wait_for(lambda: served.runs_after(run), 6 * SHORT)
     assert again["parameters"]["request"]["cancelled"] is True
@@ -127,6 +131,17 @@ def test_a_night_that_ended_is_left_alone(served: Served, installed: dict[str, d
     call("POST", f"{served.api}/flow_runs/{run}/set_state", {"state": state})
     time.sleep(1.5 * SHORT)
     assert served.state(run) == "COMPLETED"
+    assert served.runs_after(run) == []
+
+
+def test_a_night_that_said_that_it_leaves_stays_suspended(served: Served, installed: dict[str, dict[str, Any]]) -> None:
+    run = served.start("RUNNING")
+    call("POST", f"{served.api}/flow_runs/{run}/set_state", {"state": {"type": "PAUSED", "name": "Suspended"}})
+    served.beat(run)  # until the step ends
+    time.sleep(1)  # events that arrive at once are read in any order
+    served.beat(run, event=LEFT)
+    time.sleep(1.5 * SHORT)
+    assert served.state(run) == "PAUSED"
     assert served.runs_after(run) == []
 
 
