@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,10 @@ def test_a_suspended_night_waits_until_somebody_resumes_it(factory: Factory) -> 
     resumed = factory.resumed()
     run = trigger(factory.prefect, "nightly", NightlyRequest(tasks=["fruit"]))
     wait_for(lambda: factory.state_of(run) == "RUNNING", PATIENCE)
-    factory.ask("POST", f"flow_runs/{run}/set_state", {"state": {"type": "PAUSED", "name": "Suspended"}})
+    until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    details = {"pause_reschedule": True, "pause_timeout": until}  # as Prefect's page suspends
+    state = {"type": "PAUSED", "name": "Suspended", "state_details": details}
+    factory.ask("POST", f"flow_runs/{run}/set_state", {"state": state})
     left = {"event": {"name": [LEFT]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
     wait_for(lambda: factory.ask("POST", "events/filter", {"filter": left})["events"], PATIENCE)
     time.sleep(NOTICED_SECONDS)
