@@ -233,6 +233,28 @@ def test_an_unknown_address_and_method_are_told_in_the_same_form(served: Running
     refused(httpx.get(f"{served.url}/v1/classify"), 405, "wrong_method")
 
 
+def test_a_wrong_method_is_told_the_right_one(served: Running) -> None:
+    assert httpx.get(f"{served.url}/v1/classify").headers["allow"] == "POST"
+    assert httpx.request("OPTIONS", f"{served.url}/v1/models").headers["allow"] == "GET"
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models"])
+def test_monitors_may_ask_for_the_head_alone(served: Running, path: str) -> None:
+    head, whole = httpx.head(f"{served.url}{path}"), httpx.get(f"{served.url}{path}")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+    refused(httpx.get(f"{served.url}/v1/classify"), 405, "wrong_method")
+    assert httpx.head(f"{served.url}/v1/classify").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/v1/completions/", "/v1/chat/completions/", "/v1/classify/"])
+def test_a_slash_too_many_sends_nobody_elsewhere(served: Running, path: str) -> None:
+    """Behind what ends TLS, the address that the server would name is one without TLS: the text would go there."""
+    response = ask(served, path, {"model": "movies", "input": "a private text"})
+    refused(response, 404, "unknown_address")
+    assert "location" not in response.headers
+
+
 def test_a_new_version_answers_after_a_promotion(served: Running) -> None:
     made = prompts()["writer"]
     changed = made.manifest.model_copy(update={"seed": 7, "generate": Generation(max_new_tokens=2)})

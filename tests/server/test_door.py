@@ -234,6 +234,14 @@ def test_no_text_comes_into_the_log(anyone: Running, caplog: pytest.LogCaptureFi
     assert [record.getMessage() for record in ours if secret in record.getMessage()] == []
 
 
+def test_a_method_that_nobody_knows_comes_not_into_the_log(anyone: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    asked = b"ZEBRA" * 2000 + b" /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert raw(anyone, asked).startswith(b"HTTP/1.1 405 ")
+    assert "other /healthz - 405 in " in caplog.text
+    assert "ZEBRA" not in caplog.text
+
+
 def test_texts_come_into_the_log_if_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with running(tmp_path, log_texts=True) as server:
