@@ -91,6 +91,8 @@ class Door:
             _check_own(headers)
         if scope["method"] == "POST" and not _is_json(headers.get("content-type", "")):
             raise Refusal(415, "expected JSON: send the header `Content-Type: application/json`", "not_json")
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise Refusal(415, "expected JSON as it is: send it without the header Content-Encoding", "not_json")
         if path in OPEN or self._tokens is None:
             return ANYONE
         scheme, _, given = headers.get("authorization", "").partition(" ")

@@ -1,5 +1,6 @@
 """The server as the official client of OpenAI's API sees it."""
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -101,6 +102,26 @@ def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
         client.completions.create(model="movies", prompt="x")
     with pytest.raises(openai.BadRequestError, match="labels"):
         client.completions.create(model="movies", prompt="x", stream=True)
+
+
+def test_what_a_client_writes_as_null_asks_for_nothing(client: openai.OpenAI) -> None:
+    """Programs hand every option through, and None where it was not given."""
+    asked = [{"role": "user", "content": "a good film", "name": None, "tool_calls": None}]
+    nothing = dict.fromkeys(["tool_choice", "reasoning_effort", "top_logprobs", "audio", "stop", "seed", "stream"])
+    answer = client.chat.completions.create(model="writer", messages=asked, **nothing)  # type: ignore[call-overload]
+    assert answer.choices[0].message.content == expected("a good film")
+
+
+def test_no_share_of_probability_is_the_likeliest_token(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="writer", prompt="a good film", temperature=2, top_p=0)
+    assert answer.choices[0].text == expected("a good film")
+
+
+def test_seeds_have_64_bits(client: openai.OpenAI) -> None:
+    for seed in (2**63 - 1, -(2**63)):
+        client.completions.create(model="writer", prompt="a good film", temperature=1, seed=seed)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="writer", prompt="a good film", temperature=1, seed=2**63)
 
 
 # ---------------------------------------------------------------- classification
@@ -213,6 +234,48 @@ def test_what_would_change_an_answer_and_is_not_done_is_refused(
     response = ask(served, "/v1/chat/completions", {"model": "writer"} | change)
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
+
+
+WANTED = {
+    "token ids": ("/v1/completions", {"prompt": [1, 2, 3]}, "prompt: expected a text, or a list of texts"),
+    "no prompts": ("/v1/completions", {"prompt": []}, "prompt: expected a text, or a list of texts"),
+    "lists of texts": ("/v1/classify", {"input": [["a film"]]}, "input: expected a text"),
+    "nine stop strings": ("/v1/completions", {"prompt": "a", "stop": ["x"] * 9}, "at most 8 strings"),
+    "an image": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages.0.content: expected a text, or a list of parts of the type text",
+    ),
+    "an unknown field": (
+        "/v1/completions",
+        {"prompt": "a", "nonsense": 1},
+        "nonsense: not supported here; leave it out",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WANTED)
+def test_a_refusal_says_what_is_expected(served: Running, kind: str) -> None:
+    path, body, words = WANTED[kind]
+    assert words in refused(ask(served, path, {"model": "writer"} | body), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"3"])
+def test_a_body_that_is_no_object_is_named(served: Running, body: bytes) -> None:
+    response = httpx.post(f"{served.url}/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    assert refused(response, 400, "invalid_request") == "the body: expected a JSON object"
+
+
+def test_a_mark_before_the_body_is_no_fault(served: Running) -> None:
+    body = b'\xef\xbb\xbf{"model": "movies", "input": "a film"}'  # as editors of Windows begin a file
+    response = httpx.post(f"{served.url}/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200
+
+
+def test_a_packed_body_is_told_as_such(served: Running) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = httpx.post(f"{served.url}/v1/classify", content=gzip.compress(b"{}"), headers=headers)
+    assert "Content-Encoding" in refused(response, 415, "not_json")
 
 
 @pytest.mark.parametrize(
