@@ -34,7 +34,7 @@ def make_application(
         title="ptpipeline",
         docs_url=None,
         redoc_url=None,
-        # of `/v1/classify/`: behind what ends TLS, the address that it names has none, and clients send their text there
+        # `/v1/classify/` would be sent to an address without TLS if something else ends TLS, and its text with it
         redirect_slashes=False,
         lifespan=lifespan,
         responses=refused,

@@ -34,9 +34,8 @@ def test_a_port_that_cannot_be_had_is_named() -> None:
 
 def test_a_port_that_another_process_will_listen_on_is_taken() -> None:
     """A server loads its base for minutes before it listens: a second one has to learn of it at its start."""
-    with take_port("127.0.0.1", 0) as first:
-        with pytest.raises(SettingsError, match="Address already in use"):
-            take_port("127.0.0.1", first.getsockname()[1])
+    with take_port("127.0.0.1", 0) as first, pytest.raises(SettingsError, match="Address already in use"):
+        take_port("127.0.0.1", first.getsockname()[1])
 
 
 def test_connections_of_a_server_that_ended_keep_no_port_from_the_next_one() -> None:
