@@ -15,10 +15,10 @@ import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from ptpipeline.errors import ContextError, PtpError
+from ptpipeline.errors import BaseModelError, ContextError, PtpError, TimedOut
 from ptpipeline.server.door import _check_own
 from ptpipeline.server.limits import Limits
-from ptpipeline.server.refusals import Refusal
+from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.task.template import Fields
 from tests.server.serving import Running, running
@@ -271,6 +271,16 @@ def test_an_unforeseen_error_tells_no_text(tmp_path: Path, caplog: pytest.LogCap
         assert response.headers["x-request-id"] in response.text
         assert "good film" not in caplog.text + response.text
         assert "unexpected RuntimeError at " in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "told"), [(BaseModelError, (500, "server_error")), (TimedOut, (504, "timeout"))])
+def test_what_another_server_refuses_is_for_whoever_runs_this_one(
+    caplog: pytest.LogCaptureFixture, kind: type[PtpError], told: tuple[int, str]
+) -> None:
+    refusal = refuse(kind("vLLM at http://gpu:8000 refuses the request"), "req-1")
+    assert (refusal.status_code, refusal.code) == told
+    assert "gpu" not in str(refusal.to_json())
+    assert "req-1: vLLM at http://gpu:8000 refuses the request" in caplog.text
 
 
 @pytest.mark.parametrize(("seed", "expected"), [(1, "context_length_exceeded"), (0, "failed")])
