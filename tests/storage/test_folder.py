@@ -193,7 +193,7 @@ def in_child(work: Callable[[], None], ends: int = 0) -> None:
 
 
 def test_a_folder_that_went_is_no_empty_store(tmp_path: Path) -> None:
-    """Its disk was unmounted: who reads would tell that nothing is registered, who writes would begin a second store."""
+    """Its disk was unmounted: a reader would say that nothing is registered, a writer would begin a second store."""
     store, away = FolderStore(tmp_path / "store"), tmp_path / "away"
     assert list(store.list_objects("prompts")) == []  # one that was never there is one
     store.create("prompts/one", b"1")
