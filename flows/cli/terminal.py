@@ -95,6 +95,7 @@ def log_plainly(level: int = logging.WARNING) -> None:
     handler = _StandardError()
     handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))  # else it tells of each request that we make
 
 
 def indent(text: str) -> list[str]:

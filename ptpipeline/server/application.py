@@ -30,7 +30,15 @@ def make_application(
 ) -> FastAPI:
     """Return the application. tokens: of those who may ask; None lets in whoever reaches a loopback address."""
     refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-    application = FastAPI(title="ptpipeline", docs_url=None, redoc_url=None, lifespan=lifespan, responses=refused)
+    application = FastAPI(
+        title="ptpipeline",
+        docs_url=None,
+        redoc_url=None,
+        # `/v1/classify/` would be sent to an address without TLS if something else ends TLS, and its text with it
+        redirect_slashes=False,
+        lifespan=lifespan,
+        responses=refused,
+    )
     for router in (
         classify.make_router(service),
         feedback.make_router(service),
@@ -48,7 +56,9 @@ def make_application(
 async def _tell_refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if not isinstance(error, Refusal):
+        headers = error.headers  # 405 names the methods that are taken
         error = Refusal(error.status_code, *_SENTENCES.get(error.status_code, ("refused", "refused")))
+        error.headers = headers
     return JSONResponse(error.to_json(), error.status_code, error.headers)
 
 

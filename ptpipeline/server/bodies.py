@@ -4,6 +4,7 @@ What would change the answer and is not done here, is refused. Defaults are thos
 generated greedily.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
@@ -23,7 +24,13 @@ from ptpipeline.serving.answerer import Sampling
 _MAX_NAME = 200  # characters of a model's name, a user or an id
 _MAX_STOPS, _MAX_STOP = 8, 200
 _MAX_MEMBERS = 4096  # of all lists and objects of a body: a fault in each is an error of its own, which takes 10 us
-_KINDS = ("str", "dict", "list", "int", "bool")  # how pydantic calls the members of a union
+_MAX_SEED = 2**63  # as in OpenAI's API
+_EXPECTED = {  # of what has several forms; pydantic tells a fault of each form
+    "prompt": "expected a text, or a list of texts",
+    "input": "expected a text, or a list of texts; a text may be an object with the text of each field",
+    "stop": f"expected a string, or a list of at most {_MAX_STOPS} strings, each of 1 to {_MAX_STOP} characters",
+    "content": "expected a text, or a list of parts of the type text",
+}
 _TEXT_FORMAT = {"type": "text"}
 
 Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME)]
@@ -42,7 +49,8 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """Return the value that the body states; raise Refusal if it states none."""
         try:
-            value = parse_json(await self.body(), "the body", "expected JSON", DataError)
+            body = (await self.body()).removeprefix(codecs.BOM_UTF8)
+            value = parse_json(body, "the body", "expected JSON", DataError, largest=_MAX_SEED)
         except DataError as error:
             raise Refusal(400, str(error), "not_json") from None
         if not _has_few_members(value):
@@ -81,9 +89,18 @@ class JsonRoute(APIRoute):
 
 
 class Asked(Record):
-    """What a client asks; no value is taken for another one: `"4"` is no number, and 1 no truth."""
+    """What a client asks; no value is taken for another one: `"4"` is no number, and 1 no truth. A field that is null
+    was left out: programs hand every option of OpenAI's API through, with or without a value.
+    """
 
     model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: member for name, member in value.items() if member is not None}
+        return value
 
 
 class Classify(Asked):
@@ -115,9 +132,9 @@ class Generate(Asked):
     fields: FieldTexts | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] | None = None
-    seed: Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-_MAX_SEED, le=_MAX_SEED - 1)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: Name | None = None
@@ -139,8 +156,8 @@ class Generate(Asked):
             raise Refusal(400, f"max_tokens: {self.max_tokens}, at most {limits.max_tokens} are allowed", "too_many")
         return Sampling(
             max_tokens=self.max_tokens,
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            temperature=0.0 if self.top_p == 0 else self.temperature or 0.0,  # the likeliest token is always left
+            top_p=self.top_p or 1.0,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             seed=self.seed,
         )
@@ -210,6 +227,13 @@ def explain(errors: list[dict[str, Any]]) -> str:
     """Return the first fault that pydantic found, as one sentence that quotes nothing of the request."""
     first = min(errors, key=lambda error: len(error["loc"]))
     parts = [str(part) for part in first["loc"][1:]]
-    place = ".".join(part for part in parts if re.fullmatch(r"\w+", part) and part not in _KINDS)[:100]
+    if not parts and first["type"] != "value_error":
+        return "the body: expected a JSON object"
+    several = next((place for place, part in enumerate(parts[:-1]) if part in _EXPECTED), None)
+    if several is not None:
+        return f"{'.'.join(parts[: several + 1])}: {_EXPECTED[parts[several]]}"
+    place = ".".join(part for part in parts if re.fullmatch(r"\w+", part))[:100]
     words = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        words = "not supported here; leave it out"
     return f"{place}: {words}" if place and first["type"] != "value_error" else words

@@ -114,6 +114,7 @@ class Tokens:
             state = self.path.stat()
         except OSError:
             self._stamp, self._callers = None, []
+            read_tokens(self.path)  # it is not there, or this says why it cannot be looked at
             return
         stamp = (state.st_mtime_ns, state.st_size, state.st_ino)
         if stamp != self._stamp:

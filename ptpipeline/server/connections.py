@@ -30,6 +30,10 @@ class TimedConnection(H11Protocol):
         super().connection_lost(exc)
         self.stop_clock()
 
+    def _should_upgrade(self) -> bool:
+        """Stay with HTTP/1.1, whatever else a client offers (RFC 9110, section 7.8); uvicorn would warn each time."""
+        return False
+
     @property
     def is_answering(self) -> bool:
         """Whether a request is under way: its head was read, and its answer is not complete."""

@@ -25,6 +25,7 @@ OPEN = frozenset(
     {"/", "/page.js", "/page.css", "/favicon.ico", "/healthz", "/readyz", "/openapi.json"}
 )  # what holds nothing of anybody
 ANYONE = Caller("anyone", frozenset(), None)
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})  # another one is what a client wrote
 LEFT = 499  # in log and metrics: the client left before the answer
 
 log = logging.getLogger("ptpipeline.server")
@@ -62,6 +63,9 @@ class Door:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # answered as GET is; uvicorn keeps its own scope, and leaves the body out
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, send, self._ending)
         try:
             caller = self._admit(scope)
@@ -77,7 +81,7 @@ class Door:
             log.error("%s: %s", exchange.id, place_of(error))
             await exchange.refuse(Refusal(500, f"request {exchange.id} failed; the server's log says where", "failed"))
         finally:
-            self._tell(scope, exchange)
+            self._tell(scope, method if method in METHODS else "other", exchange)
 
     def _admit(self, scope: Scope) -> Caller:
         """Return who asks; raise Refusal if they may not."""
@@ -87,6 +91,8 @@ class Door:
             _check_own(headers)
         if scope["method"] == "POST" and not _is_json(headers.get("content-type", "")):
             raise Refusal(415, "expected JSON: send the header `Content-Type: application/json`", "not_json")
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise Refusal(415, "expected JSON as it is: send it without the header Content-Encoding", "not_json")
         if path in OPEN or self._tokens is None:
             return ANYONE
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -137,13 +143,13 @@ class Door:
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    def _tell(self, scope: Scope, exchange: "_Exchange") -> None:
+    def _tell(self, scope: Scope, method: str, exchange: "_Exchange") -> None:
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.perf_counter() - exchange.began
         version = exchange.version or "-"
         self._metrics.count_request(route, exchange.status, seconds)
         line = "%s %s %s %s %d in %.0f ms"
-        log.info(line, exchange.id, scope["method"], route, version, exchange.status, seconds * 1000)
+        log.info(line, exchange.id, method, route, version, exchange.status, seconds * 1000)
 
 
 class _Exchange:

@@ -6,9 +6,10 @@ import signal
 import socket
 import ssl
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI
@@ -95,6 +96,7 @@ class _Listener(uvicorn.Server):
         )
         self._socket, self._context = bound, context
         self._drain, self._ending, self._ends = drain, ending, float("inf")
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then listen: as uvicorn does it, but a stalled TLS handshake is cut."""
@@ -106,16 +108,27 @@ class _Listener(uvicorn.Server):
             return PatientConnection(self.config, self.server_state, self.lifespan.state)
 
         timeout = HANDSHAKE_SECONDS if self._context else None
-        listener = await asyncio.get_running_loop().create_server(
+        self._loop = asyncio.get_running_loop()
+        listener = await self._loop.create_server(
             connect, sock=self._socket, ssl=self._context, ssl_handshake_timeout=timeout, backlog=BACKLOG
         )
         self.servers = [listener]
         self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take no more requests, at once (SIGINT, or a second signal) or after the drain (SIGTERM)."""
+        """Take no more requests, at once (SIGINT, or a second signal) or after the drain (SIGTERM). SIGINT behind that
+        cuts what is under way, as uvicorn's log offers it.
+        """
         again, self._ending.begun = self._ending.begun, True
+        if sig == signal.SIGINT and time.monotonic() >= self._ends and self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._cut)
         self._ends = time.monotonic() + (self._drain if sig == signal.SIGTERM and not again else 0.0)
+
+    def _cut(self) -> None:
+        connections: list[Any] = list(self.server_state.connections)
+        for one in connections:
+            one.give_way()
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether it is time to end."""

@@ -8,7 +8,6 @@ from fastapi import HTTPException
 
 from ptpipeline.errors import (
     ArtifactError,
-    BaseModelError,
     ContextError,
     DataError,
     NotFound,
@@ -22,19 +21,18 @@ log = logging.getLogger("ptpipeline.server")
 
 _RETRY_SECONDS = 5.0  # what a client is told to wait for a store that does not answer
 
-# The first kind that fits counts. A version that cannot be loaded here is, for the client, a model that is not there.
+# The first kind that fits counts.
 _KINDS: tuple[tuple[type[PtpError], int, str], ...] = (
     (Overloaded, 429, "overloaded"),
     (TimedOut, 504, "timeout"),
     (Transient, 503, "unavailable"),
     (NotFound, 404, "model_not_found"),
-    (BaseModelError, 404, "model_not_found"),
     (ContextError, 400, "context_length_exceeded"),
     (DataError, 400, "invalid_request"),
     (ArtifactError, 502, "artifact_refused"),
     (PtpError, 500, "server_error"),
 )
-_INTERNAL = ("unavailable", "artifact_refused", "server_error")
+_INTERNAL = ("timeout", "unavailable", "artifact_refused", "server_error")  # may name the store or another server
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 

@@ -255,7 +255,7 @@ class Upstream:
         if status == 429:
             after = answer.headers.get("Retry-After", "")
             seconds = float(after) if after.isdigit() and len(after) < 6 else 1.0
-            return Overloaded(f"vLLM at {self.url} takes no more requests now; try again", seconds)
+            return Overloaded("vLLM takes no more requests now; try again", seconds)  # clients are told: no address
         if status >= 500:
             return ServiceUnavailable(f"vLLM at {self.url} answered {status}; its log says why")
         if status in (401, 403):

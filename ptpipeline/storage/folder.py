@@ -45,7 +45,7 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = self.where = f"file://{root}"
-        self._swept = self._said = False
+        self._swept = self._said = self._seen = False
         self._durable: set[Path] = set()
 
     def read(self, key: str) -> Stored:
@@ -62,6 +62,7 @@ class FolderStore:
     def exists(self, key: str) -> bool:
         with self._translating(f"read {key}"):
             path = self._path(key)
+            self._look()
             return path.is_file() and not path.is_symlink()
 
     def create(self, key: str, body: bytes) -> None:
@@ -89,6 +90,7 @@ class FolderStore:
     def delete(self, key: str) -> None:
         path = self._path(key)
         with self._translating(f"delete {key}"):
+            self._look()
             if not (path.is_symlink() or path.exists()) or _is_folder(path):
                 return
             with self._lock():  # not between a replace's read and its rename
@@ -97,6 +99,7 @@ class FolderStore:
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
         with self._translating(f"list {prefix}"):
+            self._look()
             path = self._path(prefix)
             if path.is_symlink():
                 yield _listed(path, prefix)
@@ -131,11 +134,21 @@ class FolderStore:
                 check_bytes(self.url, key, found.st_size)
                 return read_bounded(self.url, key, file.read)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            self._look()
             return None
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
                 raise self._not_ours(path) from None
             raise
+
+    def _look(self) -> None:
+        """Raise FileNotFoundError if the store's folder was there and is not any more: a disk that was unmounted is no
+        empty store. One that was never there is.
+        """
+        if self.root.is_dir():
+            self._seen = True
+        elif self._seen:
+            raise FileNotFoundError(errno.ENOENT, "the folder is gone")
 
     def _make(self, folder: Path, rights: int) -> None:
         """Create a folder below the store's and those above it, durably. One that is there is synced too, once per
@@ -153,8 +166,10 @@ class FolderStore:
 
     def _make_root(self) -> None:
         """Create the store's folder, its owner's alone; say once if one that was there lets every user in."""
-        if not self.root.is_dir():
+        self._look()
+        if not self._seen:
             make(self.root, 0o700)
+            self._seen = True
         elif not self._said and self.root.stat().st_mode & _OTHERS:
             log.warning(
                 "%s: every user of this machine may enter it; `chmod o= %s` keeps its texts private",

@@ -1,5 +1,6 @@
 """The server as the official client of OpenAI's API sees it."""
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -101,6 +102,26 @@ def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
         client.completions.create(model="movies", prompt="x")
     with pytest.raises(openai.BadRequestError, match="labels"):
         client.completions.create(model="movies", prompt="x", stream=True)
+
+
+def test_what_a_client_writes_as_null_asks_for_nothing(client: openai.OpenAI) -> None:
+    """Programs hand every option through, and None where it was not given."""
+    asked = [{"role": "user", "content": "a good film", "name": None, "tool_calls": None}]
+    nothing = dict.fromkeys(["tool_choice", "reasoning_effort", "top_logprobs", "audio", "stop", "seed", "stream"])
+    answer = client.chat.completions.create(model="writer", messages=asked, **nothing)  # type: ignore[call-overload]
+    assert answer.choices[0].message.content == expected("a good film")
+
+
+def test_no_share_of_probability_is_the_likeliest_token(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="writer", prompt="a good film", temperature=2, top_p=0)
+    assert answer.choices[0].text == expected("a good film")
+
+
+def test_seeds_have_64_bits(client: openai.OpenAI) -> None:
+    for seed in (2**63 - 1, -(2**63)):
+        client.completions.create(model="writer", prompt="a good film", temperature=1, seed=seed)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="writer", prompt="a good film", temperature=1, seed=2**63)
 
 
 # ---------------------------------------------------------------- classification
@@ -215,6 +236,48 @@ def test_what_would_change_an_answer_and_is_not_done_is_refused(
     assert words in response.json()["error"]["message"]
 
 
+WANTED = {
+    "token ids": ("/v1/completions", {"prompt": [1, 2, 3]}, "prompt: expected a text, or a list of texts"),
+    "no prompts": ("/v1/completions", {"prompt": []}, "prompt: expected a text, or a list of texts"),
+    "lists of texts": ("/v1/classify", {"input": [["a film"]]}, "input: expected a text"),
+    "nine stop strings": ("/v1/completions", {"prompt": "a", "stop": ["x"] * 9}, "at most 8 strings"),
+    "an image": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages.0.content: expected a text, or a list of parts of the type text",
+    ),
+    "an unknown field": (
+        "/v1/completions",
+        {"prompt": "a", "nonsense": 1},
+        "nonsense: not supported here; leave it out",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WANTED)
+def test_a_refusal_says_what_is_expected(served: Running, kind: str) -> None:
+    path, body, words = WANTED[kind]
+    assert words in refused(ask(served, path, {"model": "writer"} | body), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"3"])
+def test_a_body_that_is_no_object_is_named(served: Running, body: bytes) -> None:
+    response = httpx.post(f"{served.url}/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    assert refused(response, 400, "invalid_request") == "the body: expected a JSON object"
+
+
+def test_a_mark_before_the_body_is_no_fault(served: Running) -> None:
+    body = b'\xef\xbb\xbf{"model": "movies", "input": "a film"}'  # as editors of Windows begin a file
+    response = httpx.post(f"{served.url}/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200
+
+
+def test_a_packed_body_is_told_as_such(served: Running) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = httpx.post(f"{served.url}/v1/classify", content=gzip.compress(b"{}"), headers=headers)
+    assert "Content-Encoding" in refused(response, 415, "not_json")
+
+
 @pytest.mark.parametrize(
     "change", [{"max_tokens": "4"}, {"max_tokens": True}, {"temperature": "0"}, {"stream": "yes"}, {"seed": 1.0}]
 )
@@ -231,6 +294,28 @@ def test_a_whole_number_is_a_temperature(served: Running) -> None:
 def test_an_unknown_address_and_method_are_told_in_the_same_form(served: Running) -> None:
     refused(httpx.get(f"{served.url}/v2/none"), 404, "unknown_address")
     refused(httpx.get(f"{served.url}/v1/classify"), 405, "wrong_method")
+
+
+def test_a_wrong_method_is_told_the_right_one(served: Running) -> None:
+    assert httpx.get(f"{served.url}/v1/classify").headers["allow"] == "POST"
+    assert httpx.request("OPTIONS", f"{served.url}/v1/models").headers["allow"] == "GET"
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models"])
+def test_monitors_may_ask_for_the_head_alone(served: Running, path: str) -> None:
+    head, whole = httpx.head(f"{served.url}{path}"), httpx.get(f"{served.url}{path}")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+    refused(httpx.get(f"{served.url}/v1/classify"), 405, "wrong_method")
+    assert httpx.head(f"{served.url}/v1/classify").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/v1/completions/", "/v1/chat/completions/", "/v1/classify/"])
+def test_a_slash_too_many_sends_nobody_elsewhere(served: Running, path: str) -> None:
+    """Behind what ends TLS, the address that the server would name is one without TLS: the text would go there."""
+    response = ask(served, path, {"model": "movies", "input": "a private text"})
+    refused(response, 404, "unknown_address")
+    assert "location" not in response.headers
 
 
 def test_a_new_version_answers_after_a_promotion(served: Running) -> None:

@@ -235,6 +235,18 @@ def test_a_damaged_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user, which root alone may")
+def test_a_file_that_cannot_be_looked_at_is_told_and_is_not_taken_for_none(tmp_path: Path) -> None:
+    """Else the log would show unknown tokens alone, and nobody would look at the file."""
+    path = tmp_path / "tokens.json"
+    token = make_token(path, "me", [], None)
+    tokens = Tokens(path)
+    assert tokens.find(token) is not None
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(SettingsError, match=r"tokens\.json: cannot be read"):
+        tokens.find(token)
+
+
 def test_a_file_of_another_user_gets_no_token(tmp_path: Path) -> None:
     """Whoever put it there knows a token that it holds, which would open this server."""
     path = tmp_path / "tokens"

@@ -92,6 +92,17 @@ def test_a_slow_but_steady_client_gets_its_answer(served: Running) -> None:
         assert found.startswith(b"HTTP/1.1 200 OK")
 
 
+@pytest.mark.parametrize("offered", ["h2c", "websocket"])
+def test_a_client_that_offers_another_protocol_is_answered_without_a_warning(
+    served: Running, caplog: pytest.LogCaptureFixture, offered: str
+) -> None:
+    """Java's own client offers HTTP/2 on each connection."""
+    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": offered, "HTTP2-Settings": "AAEAAEAAAAIAAAAB"}
+    response = httpx.post(f"{served.url}/v1/classify", json=ASK, headers=headers)
+    assert (response.status_code, response.http_version) == (200, "HTTP/1.1")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
 def test_a_connection_serves_several_requests(served: Running) -> None:
     with httpx.Client() as client:
         for _ in range(3):

@@ -15,13 +15,14 @@ import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from ptpipeline.errors import ContextError, PtpError
+from ptpipeline.errors import BaseModelError, ContextError, PtpError, TimedOut
 from ptpipeline.server.door import _check_own
 from ptpipeline.server.limits import Limits
-from ptpipeline.server.refusals import Refusal
+from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.task.template import Fields
 from tests.server.serving import Running, running
+from tests.waiting import wait_for
 
 ASK = {"model": "movies", "input": "the good film"}
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -234,6 +235,14 @@ def test_no_text_comes_into_the_log(anyone: Running, caplog: pytest.LogCaptureFi
     assert [record.getMessage() for record in ours if secret in record.getMessage()] == []
 
 
+def test_a_method_that_nobody_knows_comes_not_into_the_log(anyone: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    asked = b"ZEBRA" * 2000 + b" /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert raw(anyone, asked).startswith(b"HTTP/1.1 405 ")
+    wait_for(lambda: "other /healthz - 405 in " in caplog.text, 10)  # told when the client has its answer
+    assert "ZEBRA" not in caplog.text
+
+
 def test_texts_come_into_the_log_if_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with running(tmp_path, log_texts=True) as server:
@@ -262,6 +271,16 @@ def test_an_unforeseen_error_tells_no_text(tmp_path: Path, caplog: pytest.LogCap
         assert response.headers["x-request-id"] in response.text
         assert "good film" not in caplog.text + response.text
         assert "unexpected RuntimeError at " in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "told"), [(BaseModelError, (500, "server_error")), (TimedOut, (504, "timeout"))])
+def test_what_another_server_refuses_is_for_whoever_runs_this_one(
+    caplog: pytest.LogCaptureFixture, kind: type[PtpError], told: tuple[int, str]
+) -> None:
+    refusal = refuse(kind("vLLM at http://gpu:8000 refuses the request"), "req-1")
+    assert (refusal.status_code, refusal.code) == told
+    assert "gpu" not in str(refusal.to_json())
+    assert "req-1: vLLM at http://gpu:8000 refuses the request" in caplog.text
 
 
 @pytest.mark.parametrize(("seed", "expected"), [(1, "context_length_exceeded"), (0, "failed")])

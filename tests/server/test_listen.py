@@ -24,6 +24,7 @@ from ptpipeline.server import listen
 from ptpipeline.server.door import Ending
 from ptpipeline.server.listen import Address, Server
 from tests.server.serving import Running, running
+from tests.server.test_door import Endless
 
 ASK = {"model": "movies", "input": "the good film"}
 
@@ -147,6 +148,26 @@ def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
             except httpx.TransportError:
                 break
             time.sleep(0.05)
+
+
+def test_a_second_interrupt_cuts_what_is_under_way(tmp_path: Path) -> None:
+    """The log offers it (CTRL+C to force quit); else a person would wait for a minute."""
+    body = {"model": "writer", "prompt": "a film", "stream": True}
+    with running(tmp_path, answers=Endless()) as server:
+        listener = server.server._listener
+        assert listener is not None
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            listener.handle_exit(signal.SIGINT, None)
+            time.sleep(1.0)
+            assert next(lines) == ""  # the first one lets it go on
+            assert next(lines).startswith("data: ")
+            listener.handle_exit(signal.SIGINT, None)
+            began = time.monotonic()
+            with pytest.raises(httpx.TransportError):
+                list(lines)
+            assert time.monotonic() - began < 20
 
 
 def test_more_files_are_allowed_and_never_fewer() -> None:

@@ -106,6 +106,26 @@ def test_a_text_is_tried_on_two_versions(page: Page) -> None:
     assert sum(shares) == pytest.approx(100, abs=0.2)
 
 
+def test_labels_that_are_numbers_stand_by_their_probability(page: Page, guarded: tuple[Running, str]) -> None:
+    words = {"1": " positive", "2": " the", "0": " negative"}
+    publish(guarded[0].store, artifact(tiny(), embeddings(tiny(), " yes"), task="stars", labels=words), 1, None)
+    page.get_by_label("Version").fill("stars@1")
+    page.get_by_label("text", exact=True).fill("the good film")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answers article .label")).to_have_count(3)
+    shares = [float(text.split()[0]) for text in page.locator("#answers .number").all_inner_texts()]
+    assert shares == sorted(shares, reverse=True)
+    expect(page.locator("#answers .label").first).to_contain_text("1")
+
+
+def test_what_a_proxy_answers_in_place_of_the_server_is_told_plainly(page: Page) -> None:
+    page.route("**/v1/classify", lambda route: route.fulfill(status=502, body="<html>Bad Gateway</html>"))
+    page.get_by_label("Version").fill("movies@1")
+    page.get_by_label("text", exact=True).fill("the good film")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answers .bad")).to_have_text("The server does not answer (502).")
+
+
 def test_a_text_is_generated_beside_an_unknown_version(page: Page) -> None:
     page.get_by_label("Version").fill("writer")
     page.get_by_label("Beside").fill("nothing@9")

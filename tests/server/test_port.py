@@ -30,3 +30,22 @@ def test_a_port_that_cannot_be_had_is_named() -> None:
         take_port("no such host", 0)
     with pytest.raises(SettingsError, match=r"cannot listen on 127\.0\.0\.1 port 70000"):
         take_port("127.0.0.1", 70000)
+
+
+def test_a_port_that_another_process_will_listen_on_is_taken() -> None:
+    """A server loads its base for minutes before it listens: a second one has to learn of it at its start."""
+    with take_port("127.0.0.1", 0) as first, pytest.raises(SettingsError, match="Address already in use"):
+        take_port("127.0.0.1", first.getsockname()[1])
+
+
+def test_connections_of_a_server_that_ended_keep_no_port_from_the_next_one() -> None:
+    with take_port("127.0.0.1", 0) as ended:
+        ended.listen()
+        address = ended.getsockname()
+        with socket.create_connection(address) as client:
+            ended.accept()[0].close()  # who closes first waits for a minute (TIME-WAIT)
+            client.recv(1)
+    with take_port(*address) as taken:
+        taken.listen()
+        with socket.create_connection(address, timeout=5):
+            pass

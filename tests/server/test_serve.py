@@ -56,6 +56,7 @@ def test_ptp_serve_answers_by_vllm(vllm: Vllm, tmp_path: Path) -> None:
             assert (refused.status_code, "presence_penalty is not supported" in refused.text) == (400, True)
         process.terminate()
         assert process.wait(60) == 0
+        assert vllm.url not in log.read_text()  # one line for each request, and none for each of ours to vLLM
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

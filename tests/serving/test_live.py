@@ -166,6 +166,16 @@ def test_what_a_request_read_during_a_look_is_newer_than_what_the_look_read(stor
     assert following.find(f"{TASK}@zenith").number == 4
 
 
+def test_a_folder_that_went_is_a_store_that_is_away(server: Server, store: Away) -> None:
+    store.root.rename(store.root.with_name("unmounted"))
+    server.poll(DISCOVER)
+    assert "the folder is gone" in server.live.observe().trouble
+    assert server.live.observe().refused == []
+    assert server.live.find(TASK).number == 1
+    with pytest.raises(ServiceUnavailable):
+        server.live.find(f"{TASK}@2")
+
+
 def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> None:
     other = add_version(store, a_prompt(" dull", task="books"), 1)
     point(store, 1, other, 1, task="books")

@@ -151,7 +151,7 @@ def test_a_prefix_is_refused(vllm: Vllm) -> None:
         ({"token_ids": False}, BaseModelError, "run vLLM 0.26 or later"),
         ({"logits": True}, BaseModelError, "start it without --logprobs-mode"),
         ({"key": "k" * 20}, SettingsError, "set PTP_UPSTREAM_KEY"),
-        ({"busy": True}, Overloaded, "takes no more requests now"),
+        ({"busy": True}, Overloaded, "vLLM takes no more requests now"),  # without its address: clients are told
         ({"dead": True}, TimedOut, "answered 500; its log says why"),
     ],
 )

@@ -190,3 +190,23 @@ def in_child(work: Callable[[], None], ends: int = 0) -> None:
             os._exit(1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ends
+
+
+def test_a_folder_that_went_is_no_empty_store(tmp_path: Path) -> None:
+    """Its disk was unmounted: a reader would say that nothing is registered, a writer would begin a second store."""
+    store, away = FolderStore(tmp_path / "store"), tmp_path / "away"
+    assert list(store.list_objects("prompts")) == []  # one that was never there is one
+    store.create("prompts/one", b"1")
+    store.root.rename(away)
+    for ask in (
+        lambda: store.read("prompts/one"),
+        lambda: store.exists("prompts/one"),
+        lambda: list(store.list_objects("prompts")),
+        lambda: store.create("other/two", b"2"),
+        lambda: store.delete("prompts/one"),
+    ):
+        with pytest.raises(SettingsError, match="the folder is gone; repair the folder, or name another"):
+            ask()
+    assert not store.root.exists()
+    away.rename(store.root)
+    assert store.read("prompts/one").body == b"1"

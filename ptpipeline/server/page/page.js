@@ -29,7 +29,12 @@ async function ask(path, body) {
   } catch {
     throw new Error("The server does not answer.");
   }
-  const answer = await response.json();
+  let answer;
+  try {
+    answer = await response.json();
+  } catch {  // what stands in front of the server answered
+    throw new Error(`The server does not answer (${response.status}).`);
+  }
   if (response.status === 401) signIn(Boolean(token));
   if (!response.ok) throw new Error(answer.error.message);
   return answer;
@@ -154,7 +159,8 @@ async function answerOne(name, fields) {
 }
 
 function makeLabels(answer) {
-  return Object.entries(answer.probabilities).map(([name, probability]) => {
+  const ranked = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]); // an object has numbers first
+  return ranked.map(([name, probability]) => {
     const row = make("div", undefined, name === answer.label ? "label first" : "label");
     const meter = make("meter");
     meter.value = probability;
