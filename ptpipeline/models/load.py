@@ -68,14 +68,14 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
             config = AutoConfig.from_pretrained(folder, **_CLOSED)
             _check_family(prepared.name, config)
             config.return_dict = True  # a saved `false` would change how layers answer
+            stored = read_headers(prepared.files.weights)
+            _check_stored(f"base model {prepared.name}: {prepared.folder}", config, stored)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with _reading(prepared, "its weights", "config.json asks for what cannot be loaded; choose another model"):
             placement = _place(prepared, kind, config, chosen, rooms)
             options: dict[str, Any] = {"dtype": chosen, "device_map": placement, "ignore_mismatched_sizes": True}
             model, loaded = kind.from_pretrained(folder, config=config, **options, **_WHOLE, **_CLOSED)
         _check_whole(f"base model {prepared.name}: {prepared.folder}", loaded)
-        stored = read_headers(prepared.files.weights)
-        _check_stored(f"base model {prepared.name}: {prepared.folder}", model, stored)
         with _reading(
             prepared, "its tokenizer", "tokenizer.json is damaged or of a newer transformers; fetch it again"
         ):
@@ -165,9 +165,14 @@ def _check_whole(where: str, loaded: Mapping[str, Any]) -> None:
         )
 
 
-def _check_stored(where: str, model: Any, stored: Mapping[str, Stored]) -> None:
-    """Raise BaseModelError for quantised weights that transformers took for plain numbers, without their scales."""
-    if getattr(model, "hf_quantizer", None) is not None:  # which knows how these weights are stored
+def _check_stored(where: str, config: Any, stored: Mapping[str, Stored]) -> None:
+    """Raise BaseModelError for quantised weights that transformers would take for plain numbers, without their scales:
+    it only warns of a kind of quantisation that it does not know.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and AutoHfQuantizer.supports_quant_method(quantised):
         return
     for name, tensor in sorted(stored.items()):
         if name.endswith("weight") and tensor.dtype not in _STORED_TYPES:
