@@ -87,8 +87,8 @@ def _run(base: str, template: ChatTemplate, roles: tuple[str, ...]) -> str:
     if done.returncode == 1 and _NO_CLOCK in done.stdout:
         raise BaseModelError(
             f"base model {base}: its chat template writes the date of today (strftime_now), so a prompt would meet "
-            "another text each day; write a fixed date into a copy of the model's chat template, or the task's template "
-            "as a text"
+            "another text each day; write a fixed date into a copy of the model's chat template, or the task's "
+            "template as a text"
         )
     if done.returncode == 1:
         raise BaseModelError(
