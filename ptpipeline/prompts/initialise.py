@@ -45,7 +45,7 @@ def make_initial_prompt(
 def compute_activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
     """Return keys and values [L, kv, P, d] of tokens [P, H] in every layer (Li & Liang 2021, section 5.3, for words).
 
-    Raises BaseModelError for an encoder-decoder, whose prompts have none, and if keys and values differ in width.
+    Raises BaseModelError for an encoder-decoder, whose prompts have none, and if keys and values differ in shape.
     """
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(
@@ -55,10 +55,11 @@ def compute_activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
     with torch.inference_mode():
         tensors = [tensor[0].float().cpu() for tensor in base.compute_prefix([embeddings]).tensors]  # [kv, P, d] each
     half = len(tensors) // 2
-    if (widths := {tensor.shape[-1] for tensor in tensors}) != {tensors[0].shape[-1]}:
+    if len(shapes := {(len(tensor), tensor.shape[-1]) for tensor in tensors}) > 1:  # kv and d
+        listed = " and ".join(f"{heads} heads of {width}" for heads, width in sorted(shapes))
         raise BaseModelError(
-            f"tune.method: a prefix has keys and values of one width, and those of {base.ref.name} have "
-            f"{' and '.join(map(str, sorted(widths)))} (latent attention); set it to `prompt` or `p_tuning`"
+            f"tune.method: a prefix has keys and values of one shape in all layers, and those of {base.ref.name} are "
+            f"{listed}; set it to `prompt` or `p_tuning`"
         )
     return KeyValues(torch.stack(tensors[:half]).clone(), torch.stack(tensors[half:]).clone())
 

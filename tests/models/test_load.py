@@ -100,7 +100,7 @@ def test_prompts_of_any_architecture_compute_what_transformers_computes(which: s
     ours = base.compute_logits(base.compute_states(cache, row))[0]
     torch.testing.assert_close(ours, concatenate(tmp_path / "base", base, prompt, [5, 6]), rtol=1e-4, atol=1e-5)
     if which.startswith("DeepSeek"):
-        with pytest.raises(BaseModelError, match=r"those of own have 8 and 16 .*set it to `prompt`"):
+        with pytest.raises(BaseModelError, match=r"own are 1 heads of 8 and 1 heads of 16; set it to `prompt`"):
             compute_activations(base, prompt)
         return
     given = base.compute_prefix([compute_activations(base, prompt)])
@@ -115,6 +115,13 @@ def test_latent_attention_computes_in_bfloat16(tmp_path: Path) -> None:
     torch.testing.assert_close(
         coarse.compute_states(None, row).float(), exact.compute_states(None, row), rtol=0.1, atol=0.2
     )
+
+
+def test_layers_of_several_shapes_have_no_prefix(tmp_path: Path) -> None:
+    few = {"head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    base = load(save(tmp_path / "base", "MiMoV2Flash", **SIZES, **few, moe_intermediate_size=32))
+    with pytest.raises(BaseModelError, match="own are 2 heads of 8 and 4 heads of 8; set it to `prompt`"):
+        compute_activations(base, base.embed(torch.tensor([9, 8])))
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -147,6 +154,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
             folder, "Lfm2", **SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention"]
         ),
         "its layers: cannot be read .*this model is built in a way that is not supported",
+    ),
+    "Gemma 4, which looks tokens up by their embeddings": (
+        lambda folder: save(
+            folder, "Gemma4Text", **SIZES, num_key_value_heads=2, head_dim=8, global_head_dim=16,
+            hidden_size_per_layer_input=8, vocab_size_per_layer_input=333, num_kv_shared_layers=0,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        "its layers: cannot be read .*do not exactly match the embedding weights",
     ),
     "ELECTRA": (
         lambda folder: save(folder, "Electra", **SIZES, is_decoder=True, embedding_size=16),
