@@ -10,12 +10,13 @@ import torch
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import Input
+from ptpipeline.models.frozen import FrozenBase, Input
+from ptpipeline.models.memory import count_free_bytes
 
 _NO_TOKEN = 1.1  # times the embedding of a token is that of none, as a trained prompt is: Gemma 4 looks tokens up by it
 _BOTH_WAYS = 0.05  # of a state that may change with what stands behind it: a mixture of experts rounds otherwise
-_APART = {torch.bfloat16: 0.4}  # of the states, between two orders of computing: .13 was seen with many experts
-_APART_EXACT = 1e-2  # in other types
+_APART = 1e-2  # of the states, between two orders of computing in float32
+_DOUBTFUL, _APART_COARSE = 0.05, 0.4  # in bfloat16: a mixture of experts that rounds to another expert was .13 apart
 
 
 def check_causal(base: CausalBase) -> None:
@@ -42,11 +43,18 @@ def check_direction(base: CausalBase) -> None:
 
 
 def check_prefix(base: CausalBase) -> None:
-    """Raise BaseModelError if rows behind prompts of unlike lengths have other states than plain concatenation."""
-    prompts = [base.embed(_ids(base, ids)) * _NO_TOKEN for ids in ([4, 5, 6], [7])]
-    rows = [Input([3, 2], [1], 0), Input([5, 1], [2], 1)]
-    shared = base.compute_states(base.compute_prefix(prompts), rows).float()  # [4, H]
-    if _measure_difference(shared, base.concatenate(prompts, rows).float()) > _APART.get(base.dtype, _APART_EXACT):
+    """Raise BaseModelError if rows behind prompts of unlike lengths have other states than plain concatenation.
+
+    What is doubtful in bfloat16 is tried again in float32 if that fits into free memory.
+    """
+    apart, limit = _measure_prefix(base), _DOUBTFUL if base.dtype == torch.bfloat16 else _APART
+    if apart > limit and base.dtype == torch.bfloat16:
+        parameters: int = sum(parameter.numel() for parameter in base.model.parameters())
+        if base.whole and count_free_bytes(base.device) > 8 * parameters:
+            apart, limit = _measure_prefix(base.to_float32()), _APART
+        else:
+            limit = _APART_COARSE
+    if apart > limit:
         raise BaseModelError(
             f"base model {base.ref.name}: {type(base.model).__name__} computes otherwise behind keys and values of a "
             "prompt than behind the prompt itself (it counts positions in a way that is not known here), so no prompt "
@@ -66,7 +74,14 @@ def check_logits(base: CausalBase) -> None:
         )
 
 
-def _ids(base: CausalBase, rows: list[list[int]] | list[int]) -> torch.Tensor:
+def _measure_prefix(base: FrozenBase) -> float:
+    prompts = [base.embed(_ids(base, ids)) * _NO_TOKEN for ids in ([4, 5, 6], [7])]
+    rows = [Input([3, 2], [1], 0), Input([5, 1], [2], 1)]
+    shared = base.compute_states(base.compute_prefix(prompts), rows).float()  # [4, H]
+    return _measure_difference(shared, base.concatenate(prompts, rows).float())
+
+
+def _ids(base: FrozenBase, rows: list[list[int]] | list[int]) -> torch.Tensor:
     """Return token ids on the base's device; of a tiny vocabulary, the tokens that it has."""
     count: int = base.model.get_input_embeddings().weight.shape[0]
     return torch.tensor(rows, device=base.device) % count

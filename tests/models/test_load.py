@@ -177,6 +177,23 @@ def test_a_model_that_can_have_no_prompt_is_refused_before_anything_trains(which
         load(make(tmp_path / "base"))
 
 
+def test_what_bfloat16_leaves_in_doubt_is_tried_in_float32(tmp_path: Path) -> None:
+    """A decoder of PLBART counts the pads of a shorter prompt; experts that round otherwise are as far apart."""
+    counts = {
+        "vocab_size": 333,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "decoder_ffn_dim": 64,
+        "init_std": 0.2,
+    }
+    folder = save(tmp_path / "counts", "PLBart", **counts, decoder_attention_heads=4, max_position_embeddings=128)
+    with pytest.raises(BaseModelError, match="computes otherwise behind keys and values of a prompt"):
+        load(folder, "bfloat16")
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    load(save(tmp_path / "experts", "Olmoe", **SIZES | {"num_hidden_layers": 24}, **experts), "bfloat16")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_weights_without_their_scales_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     """transformers takes the numbers for the weights if it does not know the quantisation that config.json names."""
