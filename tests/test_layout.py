@@ -44,7 +44,6 @@ TOPICS = {
     "flows/stages/test_report.py": "the page of a version that a run made",
     "flows/cli/test_actor.py": "who the history names",
     "models/test_download.py": "base models from a hub",
-    "models/test_guards.py": "what a base model has to be",
     "prompts/test_key_files.py": "the files that hold the keys of signatures",
     "prompts/test_signature.py": "signatures of prompts",
     "prompts/test_peft_faults.py": "what is wrong in PEFT and right here",

@@ -60,7 +60,7 @@ def attend(
 
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return attended
-    rows, heads, tokens, width = query.shape
+    rows, heads, tokens, width = query.shape  # values may have another width, as those of latent attention have
     groups = key.shape[1]
     scale = options.get("scaling") or width**-0.5
     grouped = query.reshape(rows, groups, -1, width)  # [B, kv, g T, d]
@@ -68,4 +68,4 @@ def attend(
     scores = scores.view(rows, heads, tokens, -1) * scale  # [B, kv g, T, S]
     weights = (scores + attention_mask).softmax(-1).to(value.dtype)  # [B, kv g, T, S]
     mixed = torch.matmul(weights.view(rows, groups, -1, key.shape[2]), value)  # [B, kv, g T, d]
-    return mixed.view(rows, heads, tokens, width).transpose(1, 2).contiguous(), None
+    return mixed.view(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None

@@ -67,18 +67,6 @@ class CausalBase(FrozenBase):
             _tell_general(self.ref.name, str(unknown))
             return None
 
-    @torch.inference_mode()
-    def check_logits(self) -> None:
-        """Raise BaseModelError if the model makes its logits otherwise than `compute_logits` does."""
-        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        own = self.model(input_ids=ids).logits[0, -1:].float()  # [1, V]
-        ours = self.compute_logits(self._run(input_ids=ids)[0, -1:])  # [1, V]
-        if not torch.allclose(own, ours, rtol=1e-2, atol=1e-3):
-            raise BaseModelError(
-                f"base model {self.ref.name}: {type(self.model).__name__} scales its logits in a way that is not "
-                "known here, so no prompt can be measured on it; take another base"
-            )
-
     def compute_prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
         """Return keys and values of K prompts: one pass computes those of embeddings, key-values stay as they are."""
         embedded = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
@@ -254,17 +242,22 @@ class CausalBase(FrozenBase):
 
     def _convert_key_values(self, prompt: KeyValues) -> PrefixCache:
         """Return key-values as a cache of one prompt; raise BaseModelError if their shape is not this model's."""
-        config = self.model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         own_layers, own_heads, tokens, own_width = prompt.key.shape
-        if (own_layers, own_heads, own_width) != (config.num_hidden_layers, heads, width):
+        layers, heads, width = self._key_shape
+        if (own_layers, own_heads, own_width) != (layers, heads, width):
             raise BaseModelError(
                 f"base model {self.ref.name}: the prefix has {own_layers} layers of {own_heads} heads of {own_width}, "
-                f"this model has {config.num_hidden_layers} of {heads} of {width}; train the prefix on this base"
+                f"this model has {layers} of {heads} of {width}; train the prefix on this base"
             )
         tensors = tuple(tensor[None].to(self.device, self.dtype) for tensor in (*prompt.key, *prompt.value))
         return PrefixCache(tensors, torch.tensor([tokens], device=self.device))
+
+    @cached_property
+    def _key_shape(self) -> tuple[int, int, int]:
+        """L, kv and d of the keys that the model keeps: configurations name them in many ways, or not at all."""
+        with torch.inference_mode():
+            tensors = self.compute_prefix([self.embed(torch.zeros(1, dtype=torch.long))]).tensors
+        return len(tensors) // 2, tensors[0].shape[1], tensors[0].shape[3]
 
     def _run(self, **inputs: Any) -> Tensor:
         states: Tensor = self.model.base_model(**inputs).last_hidden_state

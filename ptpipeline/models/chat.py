@@ -19,6 +19,7 @@ from ptpipeline.records.prompts import ChatForm
 
 MAX_TEMPLATE, MAX_CHAT = 256 * 2**10, 2**20  # characters of a chat template, bytes of what it writes
 _SECONDS, _MEMORY = 10, 2**30  # of the child, beyond what it has when it starts to run the template
+_NO_CLOCK = b"'clock' is undefined"  # what a template fails by that asks chat_process.py for the date
 _GIVEN = ("PATH", "HOME", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT")  # to the child: no credential
 
 # What stands in the place of a message: no template takes these characters for its own, or writes others for them
@@ -83,6 +84,12 @@ def _run(base: str, template: ChatTemplate, roles: tuple[str, ...]) -> str:
         )
     except subprocess.TimeoutExpired:
         raise BaseModelError(f"base model {base}: its chat template did not end within {6 * _SECONDS} s") from None
+    if done.returncode == 1 and _NO_CLOCK in done.stdout:
+        raise BaseModelError(
+            f"base model {base}: its chat template writes the date of today (strftime_now), so a prompt would meet "
+            "another text each day; write a fixed date into a copy of the model's chat template, or the task's "
+            "template as a text"
+        )
     if done.returncode == 1:
         raise BaseModelError(
             f"base model {base}: its chat template refuses these messages: {_shorten(done.stdout)}; write other "

@@ -17,6 +17,7 @@ from ptpipeline.records.base import digest_of
 
 MAX_LAYERS = 10_000  # more would only fill the memory with their settings
 START = "decoder_start_token_id"
+_FLOAT = "__float__"
 _FORM = 1  # raise it by one if the same file would get another digest
 
 # Each of these fields changes no answer:
@@ -88,8 +89,18 @@ def _read_generation_start(files: BaseFiles) -> Any:
 
 def _build(kind: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """Return all fields that the class has after it was built from these."""
-    full: dict[str, Any] = json.loads(json.dumps(kind(**json.loads(json.dumps(fields))).to_dict()))
+    own = json.loads(json.dumps(fields), object_hook=_read_number)
+    full: dict[str, Any] = json.loads(json.dumps(kind(**own).to_dict()), parse_constant=_write_number)
     return full
+
+
+def _read_number(value: dict[str, Any]) -> Any:
+    """Return the infinity that transformers saves as an object, since JSON has no word for it."""
+    return float(value[_FLOAT]) if list(value) == [_FLOAT] else value
+
+
+def _write_number(name: str) -> dict[str, str]:
+    return {_FLOAT: name}
 
 
 def _fills_in(kind: Any, fields: dict[str, Any], full: dict[str, Any]) -> bool:

@@ -143,7 +143,10 @@ def read_texts(folder: Path) -> dict[str, bytes]:
     texts = {name: _read(folder / name) for name in SIDE_FILES if os.path.lexists(folder / name)}
     if CONFIG not in texts or TOKENIZER not in texts:
         lacking = CONFIG if CONFIG not in texts else TOKENIZER
-        raise BaseModelError(f"{folder} lacks {lacking}; give the folder of a model that transformers saved")
+        fix = "give the folder of a model that transformers saved"
+        if lacking == TOKENIZER:  # older models have vocab.txt, merges.txt or a SentencePiece model alone
+            fix = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes it"
+        raise BaseModelError(f"{folder} lacks {lacking}; {fix}")
     for name in texts.keys() - {CHAT}:
         _check_fields(folder / name, _parse(folder / name, texts[name]))
     return texts

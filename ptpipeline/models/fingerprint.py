@@ -41,6 +41,8 @@ _HARMLESS = {
     "local_files_only": "the loader says it again",
 }
 _EARLIER_SETTINGS = ("add_prefix_space", "split_special_tokens", "legacy", "extra_ids", "added_tokens_decoder")
+# A prompt's width by its names: OPT's embeddings may be narrower than its layers, and BLOOM's have a name of their own.
+_WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "n_embed")
 _GENERIC = {"PreTrainedTokenizer": "TokenizersBackend"}  # one class, by its names before and since transformers 5
 
 
@@ -56,10 +58,12 @@ def compute_fingerprints(name: str, files: BaseFiles, home: Path) -> Fingerprint
     with parsing(f"base model {name}: {files.folder}", "it is damaged, fetch it again", BaseModelError):
         config = files.read_json(CONFIG) or {}
         generation = files.read_json("generation_config.json")
-        hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
+        hidden = next((own for field in _WIDTHS if (own := config.get(field))), None)
         if type(hidden) is not int:
+            of_text = "text_config" in config or "thinker_config" in config
             raise BaseModelError(
                 f"base model {name}: {files.folder / CONFIG} states no hidden_size (nor n_embd or d_model)"
+                + ("; it reads more than text, which is not supported: choose a model of text alone" if of_text else "")
             )
         start = config.get("decoder_start_token_id")
         if start is None:  # read there by the loader, too

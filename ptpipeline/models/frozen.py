@@ -168,8 +168,8 @@ class FrozenBase(Vocabulary, ABC):
     def compute_logits(self, states: Tensor) -> Tensor:
         """Return next-token logits [N, V] in float32 of states [N, H], capped or scaled as the model's own are."""
         config = self.model.config
-        logits: Tensor = self.model.lm_head(states).float()
-        factor, divisor = getattr(config, "logit_scale", 1.0), getattr(config, "logits_scaling", 1.0)
+        logits: Tensor = self.model.get_output_embeddings()(states).float()
+        factor, divisor = getattr(config, "logit_scale", None) or 1.0, getattr(config, "logits_scaling", 1.0)
         if (factor, divisor) != (1, 1):  # most models have neither, and a pass over all logits takes its time
             logits = logits * factor / divisor
         cap = getattr(config, "final_logit_softcapping", None)

@@ -16,6 +16,7 @@ from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.fetch import is_away
 from ptpipeline.models.fingerprint import UNSTATED_LENGTH
 from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.guards import check_causal
 from ptpipeline.models.offload import (
     Placement,
     Rooms,
@@ -25,14 +26,18 @@ from ptpipeline.models.offload import (
     measure_rooms,
     place_layers,
 )
+from ptpipeline.models.plain import find_controls
 from ptpipeline.models.seq2seq import FAMILIES, Seq2SeqBase
+from ptpipeline.models.traits import read_longest
 from ptpipeline.models.vocabulary import Vocabulary
-from ptpipeline.models.weights import read_headers
+from ptpipeline.models.weights import Stored, read_headers
 from ptpipeline.settings import COMPUTE_TYPES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # the last two: MPT, BLOOM
 T5_LENGTH = 512  # tokens of a row while T5 was trained (Raffel et al. 2020, section 3.1.2)
+_ODD_TEXT = "a \u00e9\u4e2d\U0001f600\ue000"  # letters that many vocabularies lack
 _CLOSED = {"local_files_only": True, "trust_remote_code": False}
 _WHOLE = {"use_safetensors": True, "output_loading_info": True}
 
@@ -45,8 +50,8 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
     rooms: bytes that weights may take; by default those of this machine. Layers that do not fit stay outside.
 
     Raises BaseModelError if the folder holds no such model or changes meanwhile, if it is an encoder-decoder other than
-    T5, if its configuration states no context length, if the type is none to compute in, or if the model is too large
-    for this machine.
+    T5, if no prompt can stand before its texts, if its configuration states no context length, if the type is none to
+    compute in, or if the model is too large for this machine.
     """
     if dtype not in COMPUTE_TYPES:
         raise BaseModelError(
@@ -62,11 +67,14 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
         with _reading(prepared, "config.json", "it states no language model that transformers knows; choose another"):
             config = AutoConfig.from_pretrained(folder, **_CLOSED)
             _check_family(prepared.name, config)
+            config.return_dict = True  # a saved `false` would change how layers answer
+            stored = read_headers(prepared.files.weights)
+            _check_stored(f"base model {prepared.name}: {prepared.folder}", config, stored)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with _reading(prepared, "its weights", "config.json asks for what cannot be loaded; choose another model"):
             placement = _place(prepared, kind, config, chosen, rooms)
             options: dict[str, Any] = {"dtype": chosen, "device_map": placement, "ignore_mismatched_sizes": True}
-            model, loaded = kind.from_pretrained(folder, **options, **_WHOLE, **_CLOSED)
+            model, loaded = kind.from_pretrained(folder, config=config, **options, **_WHOLE, **_CLOSED)
         _check_whole(f"base model {prepared.name}: {prepared.folder}", loaded)
         with _reading(
             prepared, "its tokenizer", "tokenizer.json is damaged or of a newer transformers; fetch it again"
@@ -77,7 +85,7 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
     model.eval()
     if placement:
         hold_weights(model, prepared.files)
-    _hold(model, {tensor.dtype for tensor in read_headers(prepared.files.weights).values()})
+    _hold(model, {tensor.dtype for tensor in stored.values()})
     prepared.files.check_unchanged()
     with _reading(prepared, "its layers", "this model is built in a way that is not supported; choose another"):
         return _build(prepared, model, tokenizer, chosen)
@@ -119,7 +127,9 @@ def load_vocabulary(prepared: PreparedBase) -> Vocabulary:
     prepared.files.check_unchanged()
     context = _read_context_length(prepared.name, config, tokenizer)
     known: dict[str, Any] = {"earlier": prepared.earlier, "chat": prepared.files.read_chat_template()}
-    return Vocabulary(model, tokenizer, prepared.ref, embedding.dtype, context, **known)
+    vocabulary = Vocabulary(model, tokenizer, prepared.ref, embedding.dtype, context, **known)
+    _check_vocabulary(prepared, vocabulary)
+    return vocabulary
 
 
 def _refuse_encoder(name: str, config: Any) -> None:
@@ -155,20 +165,74 @@ def _check_whole(where: str, loaded: Mapping[str, Any]) -> None:
         )
 
 
+def _check_stored(where: str, config: Any, stored: Mapping[str, Stored]) -> None:
+    """Raise BaseModelError for quantised weights that transformers would take for plain numbers, without their scales:
+    it only warns of a kind of quantisation that it does not know.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and AutoHfQuantizer.supports_quant_method(quantised):
+        return
+    for name, tensor in sorted(stored.items()):
+        if name.endswith("weight") and tensor.dtype not in _STORED_TYPES:
+            raise BaseModelError(
+                f"{where}: {name} is stored as {tensor.dtype}, and nothing here knows how it was quantised; expected "
+                f"{', '.join(_STORED_TYPES)}: take the model before it was quantised"
+            )
+
+
+def _check_state(name: str, model: Any) -> None:
+    """Raise BaseModelError for a model that keeps a state of what it read, as Mamba does and hybrids do."""
+    if getattr(model, "_is_stateful", False):
+        raise BaseModelError(
+            f"base model {name}: {type(model).__name__} has layers that keep a state instead of a key and a value for "
+            "each token, so no prompt can stand before them; take a base whose layers all attend"
+        )
+
+
+def _check_vocabulary(prepared: PreparedBase, base: Vocabulary) -> None:
+    """Raise BaseModelError if prompts would not be as wide as the files say, or if a text can have a token without an
+    embedding.
+
+    A control token that nobody writes may lack one: fine-tuners add such tokens for pads.
+    """
+    where = f"base model {prepared.name}: {prepared.folder}"
+    rows, width = base.model.get_input_embeddings().weight.shape
+    if width != base.ref.hidden_size:
+        raise BaseModelError(
+            f"{where}: embeddings are {width} wide, and config.json states {base.ref.hidden_size}; choose another base"
+        )
+    written = base.chat.text if base.chat else ""
+    silent = {token for token, text in find_controls(base.tokenizer).items() if text not in written}
+    lacking = {token for token in base.tokenizer.get_vocab().values() if token >= rows}
+    with _reading(prepared, "its tokenizer", "it cannot read every text; take the one that the model was trained with"):
+        lacking -= silent - set(base.encode(_ODD_TEXT, True))
+    if lacking:
+        raise BaseModelError(
+            f"{where}: the tokenizer has {len(lacking)} tokens, such as {min(lacking)}, beyond the {rows} embeddings "
+            "of the model; take the tokenizer that it was trained with, or resize_token_embeddings and save it"
+        )
+
+
 def _build(prepared: PreparedBase, model: Any, tokenizer: Any, chosen: torch.dtype) -> FrozenBase:
     """Return the loaded model as its family."""
     config = model.config
+    _check_state(prepared.name, model)
     context = _read_context_length(prepared.name, config, tokenizer)
     known: dict[str, Any] = {"earlier": prepared.earlier, "chat": prepared.files.read_chat_template()}
     if config.is_encoder_decoder:
         if model.device.type == "cpu" and chosen == torch.bfloat16:
             model.set_attn_implementation("eager")  # .8 of the fused kernel's time, as near to the float32 gradient
         start = _read_start_token(prepared.name, model)
-        return Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, start, **known)
+        encoder_decoder = Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, start, **known)
+        _check_vocabulary(prepared, encoder_decoder)
+        return encoder_decoder
     use_short_rows(model)
     base = CausalBase(model, tokenizer, prepared.ref, chosen, context, **known)
+    _check_vocabulary(prepared, base)
     if base.fused is None:  # of the architectures that the fast passes know, tests say so
-        base.check_logits()
+        check_causal(base)
     return base
 
 
@@ -218,9 +282,10 @@ def _read_context_length(name: str, config: Any, tokenizer: Any) -> int:
     length: int = tokenizer.model_max_length
     if config.is_encoder_decoder and length < UNSTATED_LENGTH:
         return length
-    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if isinstance(stated, int):
-        return stated
+    stated = next((own for field in _CONTEXTS if (own := getattr(config, field, None))), None)
+    if isinstance(stated, int) and stated > 0:
+        longest = read_longest(config)  # beyond it the keys of a prompt would be rotated otherwise
+        return stated if longest is None else min(stated, longest)
     if config.is_encoder_decoder:
         return T5_LENGTH
     raise BaseModelError(f"base model {name}: its config.json states no context length; add max_position_embeddings")

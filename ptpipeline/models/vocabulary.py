@@ -54,7 +54,7 @@ class Vocabulary:
         """Tokens that end a decoded text."""
         stated = getattr(self.model.generation_config, "eos_token_id", None)
         ends = stated if isinstance(stated, list) else [stated, self.tokenizer.eos_token_id]
-        return frozenset(token for token in ends if token is not None)
+        return frozenset(token for token in ends if isinstance(token, int))
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Return the token ids of a text; with `special` those that the tokenizer adds around an input (BOS) too.

@@ -45,7 +45,7 @@ def make_initial_prompt(
 def compute_activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
     """Return keys and values [L, kv, P, d] of tokens [P, H] in every layer (Li & Liang 2021, section 5.3, for words).
 
-    Raises BaseModelError for an encoder-decoder, whose prompts have none.
+    Raises BaseModelError for an encoder-decoder, whose prompts have none, and if keys and values differ in shape.
     """
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(
@@ -55,6 +55,12 @@ def compute_activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
     with torch.inference_mode():
         tensors = [tensor[0].float().cpu() for tensor in base.compute_prefix([embeddings]).tensors]  # [kv, P, d] each
     half = len(tensors) // 2
+    if len(shapes := {(len(tensor), tensor.shape[-1]) for tensor in tensors}) > 1:  # kv and d
+        listed = " and ".join(f"{heads} heads of {width}" for heads, width in sorted(shapes))
+        raise BaseModelError(
+            f"tune.method: a prefix has keys and values of one shape in all layers, and those of {base.ref.name} are "
+            f"{listed}; set it to `prompt` or `p_tuning`"
+        )
     return KeyValues(torch.stack(tensors[:half]).clone(), torch.stack(tensors[half:]).clone())
 
 
@@ -97,8 +103,9 @@ def _draw_between(bound: float, shape: tuple[int, int], seed: int) -> Tensor:
 def sample_vocabulary(base: FrozenBase, count: int, seed: int) -> Tensor:
     """Return [P] distinct ids from the first 5,000 that are not special tokens; repeated only if P is larger."""
     special = set(base.tokenizer.all_special_ids)
+    count_embedded = min(len(base.tokenizer), base.model.get_input_embeddings().weight.shape[0])
     pool = torch.tensor(
-        [i for i in range(min(SAMPLED_ROWS + len(special), len(base.tokenizer))) if i not in special][:SAMPLED_ROWS]
+        [i for i in range(min(SAMPLED_ROWS + len(special), count_embedded)) if i not in special][:SAMPLED_ROWS]
     )
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-count // len(pool))

@@ -228,9 +228,11 @@ class Member:
         self.optimizer.zero_grad()
 
     def _end_diverged(self, loss: float) -> None:
+        fix = "lower tune.learning_rate"
+        if self.step == 1:  # nothing moved yet
+            fix = "check the weights of the base, compute in float32 (PTP_DTYPE), or take another tune.init"
         self.error = TrainingError(
-            f"task {self.job.name}: loss or gradient is not finite at step {self.step} (loss {loss}); lower "
-            "tune.learning_rate"
+            f"task {self.job.name}: loss or gradient is not finite at step {self.step} (loss {loss}); {fix}"
         )
 
     def build_dev_requests(self, prompt: int) -> list[Query | Opening]:

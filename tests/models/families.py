@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -34,6 +36,7 @@ from transformers import (
     Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -123,6 +126,14 @@ FUSED = {
     "smollm3 without positions": _decoder(SmolLM3ForCausalLM, SmolLM3Config, pad_token_id=0, no_rope_layers=[1, 0, 1]),
 }  # fmt: skip
 FAMILIES = FUSED | {"gpt2": _gpt2}
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of the 97 tokens that these models have: three control tokens and the letters of ASCII."""
+    tokens = ["<unk>", "<s>", "</s>", *map(chr, range(33, 127))]
+    made = Tokenizer(models.BPE({token: place for place, token in enumerate(tokens)}, [], unk_token="<unk>"))
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **roles).save_pretrained(folder)
 
 
 def _vary(model: Any) -> None:

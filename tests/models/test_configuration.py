@@ -136,6 +136,7 @@ def test_the_class_of_a_model_follows_from_its_type() -> None:
         (LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 2**60}, "at most 10000 layers"),
         (LLAMA | {"hidden_size": "wide"}, "states no hidden_size"),
         (LLAMA | {"hidden_size": True}, "states no hidden_size"),
+        ({"model_type": "llava", "text_config": LLAMA}, "choose a model of text alone"),
         (LLAMA | {"rope_scaling": "linear"}, "transformers"),
         (LLAMA | {"vocab_size": [1]}, "transformers"),
     ],

@@ -346,6 +346,12 @@ def test_a_damaged_small_file_is_refused_in_a_sentence(folder: Path, file: str, 
         prepare(folder)
 
 
+def test_a_tokenizer_of_older_files_is_refused_with_the_call_that_converts_it(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    with pytest.raises(BaseModelError, match=r"lacks tokenizer.json; AutoTokenizer.*save_pretrained.* writes it"):
+        prepare(folder)
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 @pytest.mark.parametrize("kind", ["dangling", "pipe", "folder"])
 def test_what_stands_in_the_place_of_a_small_file_is_not_taken_for_none(folder: Path, file: str, kind: str) -> None:

@@ -13,6 +13,7 @@ from ptpipeline.errors import BaseModelError
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.decoder import FusedDecoder
 from ptpipeline.models.frozen import Input, KeyValues
+from ptpipeline.models.guards import check_causal, check_logits
 from ptpipeline.models.load import _read_context_length, _read_start_token
 from ptpipeline.models.traits import UnknownTrait, read_longest
 from tests.models.families import FAMILIES, SIZES, family
@@ -158,7 +159,7 @@ def test_a_model_whose_layers_do_not_keep_every_token_is_refused(forgets: str) -
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_those_of_the_model(name: str) -> None:
-    family(name).check_logits()
+    check_causal(family(name))
 
 
 def test_a_model_that_makes_its_logits_in_an_unknown_way_is_refused() -> None:
@@ -171,8 +172,8 @@ def test_a_model_that_makes_its_logits_in_an_unknown_way_is_refused() -> None:
         return answer
 
     base.model.forward = scaled
-    with pytest.raises(BaseModelError, match="scales its logits in a way that is not known here"):
-        base.check_logits()
+    with pytest.raises(BaseModelError, match="makes its logits in a way that is not known here"):
+        check_logits(base)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3, 8), (3, 4, 3, 8), (3, 2, 3, 4)])
@@ -201,9 +202,20 @@ def test_a_causal_model_reads_what_its_positions_allow_whatever_the_tokenizer_st
     assert _read_context_length("x", configured(n_positions=64), tokenizer) == 64
 
 
-def test_a_causal_model_without_a_stated_length_is_refused() -> None:
+@pytest.mark.parametrize("stated", [{}, {"max_position_embeddings": 0}, {"max_position_embeddings": -5}])
+def test_a_causal_model_without_a_stated_length_is_refused(stated: dict[str, int]) -> None:
     with pytest.raises(BaseModelError, match="add max_position_embeddings"):
-        _read_context_length("x", configured(), SimpleNamespace(model_max_length=99))
+        _read_context_length("x", configured(**stated), SimpleNamespace(model_max_length=99))
+
+
+def test_a_long_rope_is_read_up_to_the_length_at_which_the_keys_of_a_prompt_would_turn() -> None:
+    """Behind it, rows would follow a prompt whose keys were rotated by the short frequencies."""
+    base, tokenizer = family("phi3 longrope"), SimpleNamespace(model_max_length=99)
+    assert base.model.config.max_position_embeddings == 128
+    assert _read_context_length("x", base.model.config, tokenizer) == 64
+    prompt, row = torch.ones(4, 32, dtype=torch.float64), [Input(list(range(1, 62)), [], 0)]
+    behind = base.compute_states(base.compute_prefix([prompt]), row)
+    assert not torch.allclose(behind, base.concatenate([prompt], row))
 
 
 def test_an_encoder_decoder_without_a_stated_length_reads_what_it_was_trained_on() -> None:

@@ -1,7 +1,6 @@
 """Bases whose layers do not all fit: the same numbers, wherever the weights lie."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from ptpipeline.models.offload import Rooms, hold_weights, measure_rooms, place_
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Member
 from ptpipeline.tuning.tracker import NoTracker
-from tests.models.families import FAMILIES, SEQ2SEQ_FAMILIES, SIZES
-from tests.tiny import FOLDER
+from tests.models.families import FAMILIES, SEQ2SEQ_FAMILIES, SIZES, save_tokenizer
 from tests.tuning.jobs import job
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -39,8 +37,7 @@ def saved(folder: Path, name: str) -> Path:
     """A folder with a random model of that family, and a tokenizer."""
     torch.manual_seed(0)
     MODELS[name]().save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(FOLDER / file, folder)
+    save_tokenizer(folder)
     return folder
 
 

@@ -1,7 +1,6 @@
 """What a gateway loads of a base: tokenizer and embeddings, and no layer."""
 
 import copy
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,13 @@ import torch
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.load import load_vocabulary
-from tests.models.families import FAMILIES, SEQ2SEQ_FAMILIES
-from tests.tiny import tiny_base
+from tests.models.families import FAMILIES, SEQ2SEQ_FAMILIES, save_tokenizer
 
 
 def saved(model: torch.nn.Module, folder: Path) -> Path:
-    """The folder of a base with that model and the tiny tokenizer."""
-    tiny_base(folder / "tiny")
+    """The folder of a base with that model, and a tokenizer."""
     model.save_pretrained(folder / "base")  # type: ignore[operator]
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder / "tiny" / name, folder / "base")
+    save_tokenizer(folder / "base")
     return folder / "base"
 
 

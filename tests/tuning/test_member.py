@@ -109,6 +109,7 @@ def test_what_is_not_finite_ends_a_member_and_moves_nothing(base: CausalBase, fa
         gradients = [None]
     accumulated(member, float("nan") if fault == "loss" else 1.0, gradients)
     assert "not finite at step 1" in str(member.error)
+    assert "check the weights of the base" in str(member.error)  # no learning rate moved anything yet
     assert all(parameter.grad is None for parameter in member.parameterisation.parameters())
     torch.testing.assert_close(member.parameterisation.build_prompt(), before)
 
