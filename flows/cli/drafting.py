@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flows.on_demand.draft import Facts, Sketch
     from ptpipeline.settings import Settings
 
-SHOWN_LABELS = 20
+SHOWN_LABELS, SHOWN_COLUMNS = 20, 50
 
 
 @app.command()
@@ -47,9 +47,9 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
     Raises DataError if nobody can be asked, or a column cannot be guessed, and what `look` and `write` raise.
     """
     from flows.cli.render import print_table
+    from flows.on_demand.doubts import find_doubts
     from flows.on_demand.draft import (
         Choice,
-        find_cases,
         find_facts,
         guess_label,
         guess_text,
@@ -58,6 +58,7 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
         suggest_name,
         write,
     )
+    from ptpipeline.data.table import list_columns
     from ptpipeline.task.advice import advise_task
 
     if ask and not sys.stdin.isatty() and None in given.values():
@@ -65,10 +66,14 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
     with naming_options(delimiter=False):
         sketch = look(file, form, settings.home)
     say(f"{file}: {sketch.rows} rows")
-    print_table([_column_row(one._asdict()) for one in sketch.seen], as_json=False)
+    print_table([_column_row(one._asdict()) for one in sketch.seen[:SHOWN_COLUMNS]], as_json=False)
+    if len(sketch.seen) > SHOWN_COLUMNS:
+        say(f"and {len(sketch.seen) - SHOWN_COLUMNS} columns more")
     bases = list_bases(settings.tasks)
     if sketch.twice:
         say(f"columns of one name are not taken: {_tell_twice(sketch)}")
+    if sketch.nested:
+        say(f"columns of lists or objects are not taken: {list_columns(sketch.nested)}")
     if given["text"] is None and guess_text(sketch) is None and sketch.twice:
         raise DataError(f"no column looks like the text: name one with --text; {_tell_twice(sketch)}")
     text = _choose("text", "The column of texts", given["text"], guess_text(sketch), ask)
@@ -81,10 +86,8 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
     if ask and None in given.values() and not typer.confirm(f"Write {settings.tasks / name}.yaml?", default=True):
         return
     path, task = write(sketch, choice, facts, settings)
-    for one, two in find_cases(facts.labels):
-        say(
-            f"note: labels: {one!r} and {two!r} differ in case alone; if they are one, give it one spelling", sys.stderr
-        )
+    for doubt in find_doubts(sketch, facts):
+        say(f"note: {doubt}", sys.stderr)
     for place, sentence in advise_task(task).items():
         say(f"note: {'.'.join(place)}: {sentence}", sys.stderr)
     say(f"wrote {path}; next: `ptp ingest {name}`, then `ptp run {name}`")

@@ -14,7 +14,10 @@ _ADVICE = (
     (r"write data\.\S+: (\".*\")", r"rename the column \1 in the file"),
     (r"which data\.fields\.\w+ names", "which is a field of the template"),
 )
-_GUESSED = (r"give --format (\w+) --delimiter \".*?\"", r"give --format \1")  # by a verb that finds it by itself
+_GUESSED = (  # by a verb that finds it by itself
+    (r"give --format (\w+) --delimiter \".*?\"", r"give --format \1"),
+    (r", which data\.text names", ""),
+)
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def naming_options(delimiter: bool = True) -> Iterator[None]:
         yield
     except DataError as error:
         said = str(error)
-        for pattern, option in (*_ADVICE, *([] if delimiter else [_GUESSED])):
+        for pattern, option in (*_ADVICE, *(() if delimiter else _GUESSED)):
             said = re.sub(pattern, option, said)
         raise type(error)(said) from None
 

@@ -9,7 +9,7 @@ from ptpipeline.data.table import is_utf8
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import escape_controls, parsing
 from ptpipeline.settings import load_settings
-from ptpipeline.task.source import Source, find_format
+from ptpipeline.task.source import Source
 from ptpipeline.task.template import Fields, list_fields
 
 
@@ -50,14 +50,14 @@ def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequen
     delimiter: stands between the fields of a csv file, if it is no comma. Raises NotFound if there is no such file,
     DataError if a field is missing, and what `load_rows` raises.
     """
-    from ptpipeline.data.local import check_rows_file, load_rows
+    from ptpipeline.data.local import check_rows_file, load_rows, tell_format
     from ptpipeline.data.table import Wanted
 
     check_rows_file(path)
     with parsing(
         f"{path}: --format and --delimiter", "--delimiter is one character between the fields of a csv", DataError
     ):
-        fields = {"path": str(path), "format": form or find_format(path), "delimiter": read_delimiter(delimiter)}
+        fields = {"path": str(path), "format": form or tell_format(path), "delimiter": read_delimiter(delimiter)}
         source = Source.model_validate(fields)
     wanted = [Wanted(name, f"fields.{name}", text=True) for name in names]
     with naming_options():

@@ -3,17 +3,18 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import combinations, islice
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from ptpipeline.archives import unfold
 from ptpipeline.data.dialect import PAGE, USUAL, is_page, split
 from ptpipeline.data.files import list_columns, load_file
-from ptpipeline.data.local import check_rows_file
+from ptpipeline.data.local import check_rows_file, tell_format
 from ptpipeline.data.near import normalise
 from ptpipeline.data.table import Table, Wanted, is_utf8
+from ptpipeline.data.table import list_columns as list_names
 from ptpipeline.errors import DataError, NotFound, PreconditionFailed, TaskFileError
 from ptpipeline.foreign import parsing
 from ptpipeline.private import private_files
@@ -22,11 +23,13 @@ from ptpipeline.settings import Settings, resolve_path
 from ptpipeline.task.document import parse_yaml
 from ptpipeline.task.folder import BASES_FILE, find_base_model, load_task
 from ptpipeline.task.labels import MAX_LABELS
-from ptpipeline.task.source import Source, find_format
+from ptpipeline.task.source import Source
 from ptpipeline.task.task import Task
 
 LOOKED_AT = 1000  # lines that tell the dialect
+MAX_TOKENISED = 2_000_000  # characters of all texts together: a tokenizer holds hundreds of bytes for each
 _QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
+_BLANK_QUOTED = re.compile(r'[ \t]+".*"\s*', re.DOTALL)
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # YAML refuses or folds them unless they are escaped
 _TEXT = (
     "text",
@@ -67,7 +70,8 @@ class Seen(NamedTuple):
 class Sketch(NamedTuple):
     """A file of rows as it was found: the source that reads it, its plain columns, and what is in them.
 
-    `twice` counts the columns of each name that stands there several times: none of them is taken.
+    `twice` counts the columns of each name that stands there several times, `nested` are the columns of lists and
+    objects: none of them is taken.
     """
 
     source: Source
@@ -75,6 +79,7 @@ class Sketch(NamedTuple):
     rows: int
     seen: list[Seen]
     twice: dict[str, int]
+    nested: list[str]
 
 
 class Choice(NamedTuple):
@@ -87,32 +92,43 @@ class Choice(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a person should know of the two columns: rows by label, repeated texts, lengths, in tokens or characters."""
+    """What a person should know of the two columns: rows by label, repeated texts, lengths, in tokens or characters,
+    and the places of the texts that are not UTF-8.
+    """
 
     labels: dict[str, int]
     unlabelled: int
     repeated: int
     lengths: list[int]
     unit: str
+    broken: str = ""
 
 
 def look(path: Path, form: str | None, home: Path) -> Sketch:
     """Read a file of rows. Raises NotFound if there is none, DataError if it cannot be read or has no plain column."""
     path = Path(path)
     check_rows_file(resolve_path(path), str(path))
-    source = Source.model_validate({"path": str(path), "format": form or find_format(path)})
+    source = Source.model_validate({"path": str(path), "format": form or tell_format(path)})
     with unfold(resolve_path(path), str(path), home) as plain:
         source = source if form == "tsv" else _choose_dialect(source, plain)
-        counts = Counter(list_columns(str(path), plain, source))
+        listed = list_columns(str(path), plain, source)
+        counts = Counter(listed.plain)
         names = [name for name, count in counts.items() if name.strip() and count == 1]
         if not names:
-            raise DataError(f"{path}: no column of plain values; expected at least one of texts and one of labels")
+            raise DataError(
+                f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
+                "one of labels: write each value in a column of its own"
+            )
         if is_page(names[0]):
             raise DataError(f"{path}: {PAGE}")
         table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
     rows = len(next(iter(table.columns.values())).cells)
     twice = {name: count for name, count in counts.items() if count > 1}
-    return Sketch(source, table, rows, [_see(name, table) for name in names], twice)
+    return Sketch(source, table, rows, [_see(name, table) for name in names], twice, listed.nested)
+
+
+def _tell_nested(names: Sequence[str]) -> str:
+    return f" ({list_names(names)}: lists or objects)" if names else ""
 
 
 def _choose_dialect(source: Source, path: Path) -> Source:
@@ -170,10 +186,26 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
     few or too many.
     """
     for column, option in ((choice.text, "--text"), (choice.label, "--label")):
+        if column in sketch.nested:
+            raise DataError(
+                f"{sketch.source.path}: the column {column!r}, which {option} names, holds lists or objects; expected "
+                "plain values: write what is in them in columns of their own"
+            )
         if column not in sketch.table.columns:
-            known = ", ".join(one.column for one in sketch.seen)
+            known = list_names([one.column for one in sketch.seen])
             raise NotFound(f"{sketch.source.path}: no column {column!r} for {option}; there are {known}")
+    if kinds := [kind for kind in sketch.table.columns[choice.text].kinds if kind != "text"]:
+        raise DataError(
+            f"{sketch.source.path}: the column {choice.text!r} holds {' and '.join(kinds)}; a text has to be text: "
+            "write these values as text in the file, or name another column with --text"
+        )
     texts = [cell or "" for cell in sketch.table.columns[choice.text].cells]
+    broken = [number for number, text in enumerate(texts, 1) if not is_utf8(text)]
+    if len(broken) == len(texts):
+        raise DataError(
+            f"{sketch.source.path}: no text of the column {choice.text!r} is UTF-8; save the file as UTF-8, for "
+            "example by: iconv -f ENCODING -t UTF-8 FILE > NEW"
+        )
     cells = sketch.table.columns[choice.label].cells
     labels = Counter(cell for cell in cells if cell is not None and cell.strip())
     if not 2 <= len(labels) <= MAX_LABELS:
@@ -183,8 +215,9 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
         )
     _check_labels(sketch, choice, labels)
     repeated = sum(count - 1 for count in Counter(map(normalise, texts)).values())
-    unit, lengths = _measure(texts, choice.base, tasks)
-    return Facts(dict(labels.most_common()), len(cells) - labels.total(), repeated, sorted(lengths), unit)
+    unit, lengths = _measure([text for text in texts if is_utf8(text)], choice.base, tasks)
+    where = f"{len(broken)} texts ({sketch.table.places.describe(broken)})" if broken else ""
+    return Facts(dict(labels.most_common()), len(cells) - labels.total(), repeated, sorted(lengths), unit, where)
 
 
 def _check_labels(sketch: Sketch, choice: Choice, labels: Counter[str]) -> None:
@@ -193,6 +226,11 @@ def _check_labels(sketch: Sketch, choice: Choice, labels: Counter[str]) -> None:
         raise DataError(
             f"{sketch.source.path}: the first line reads like a row, as its {choice.label!r} is a label of other rows "
             "too: put a line with the names of the columns in front"
+        )
+    if sketch.source.format == "csv" and all(_BLANK_QUOTED.fullmatch(label) for label in labels):
+        raise DataError(
+            f"{sketch.source.path}: the labels hold their quotes, such as {min(labels)!r}: a quote that encloses a "
+            "field follows the delimiter at once: delete the blanks before the quotes"
         )
     spellings: dict[str, str] = {}
     for label in sorted(labels):
@@ -204,20 +242,16 @@ def _check_labels(sketch: Sketch, choice: Choice, labels: Counter[str]) -> None:
             )
 
 
-def find_cases(labels: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the pairs of labels that differ in case alone."""
-    ordered = sorted(labels)
-    return [(one, two) for one, two in combinations(ordered, 2) if one.casefold() == two.casefold()]
-
-
 def _measure(texts: list[str], base: str, tasks: Path) -> tuple[str, list[int]]:
-    """Return the lengths in tokens if the base's tokenizer lies in a folder of this machine, else in characters."""
+    """Return the lengths in tokens if the base's tokenizer lies in a folder of this machine and the texts are not so
+    many that it takes minutes and the machine's memory, else in characters.
+    """
     try:
         source = find_base_model(tasks, base)
     except (NotFound, TaskFileError):
         source = None
     file = resolve_path(Path(source.path)) / "tokenizer.json" if source and source.path else None
-    if file is None or not file.is_file():
+    if file is None or not file.is_file() or sum(map(len, texts)) > MAX_TOKENISED:
         return "characters", [len(text) for text in texts]
     from tokenizers import Tokenizer
 
@@ -256,6 +290,8 @@ def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> t
             f"--text and --label both name {choice.text!r}, so the text would be the answer: name two columns"
         )
     path, bases = settings.tasks / f"{choice.name}.yaml", settings.tasks / BASES_FILE
+    if not is_utf8(str(sketch.source.path)):
+        raise DataError(f"{sketch.source.path}: the file's name is not UTF-8, and a task file has to be; rename it")
     body = render(sketch, choice, facts)
     if not is_utf8(body):
         raise DataError(f"{sketch.source.path}: the name of a column, or a label, is not UTF-8; save the file as UTF-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.data.parquet import open_parquet
-from ptpipeline.data.table import MAX_ROWS, Column, Places, Table, Wanted, collect, locate, too_many
+from ptpipeline.data.table import MAX_ROWS, Column, Listed, Places, Table, Wanted, collect, locate, too_many
 from ptpipeline.data.values import write_number
 from ptpipeline.errors import ArtifactError, DataError
 from ptpipeline.foreign import parse_json
@@ -58,10 +58,11 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     return Table(list(schema.names), columns, Places())
 
 
-def list_plain(path: Path) -> list[str]:
-    """Return the columns that hold no nested values."""
+def list_fields(path: Path) -> Listed:
+    """Return the columns that hold no nested values, and those that do."""
     schema = open_parquet(str(path)).schema_arrow
-    return [field.name for field in schema if not field.type.num_fields]
+    plain = [field.name for field in schema if not field.type.num_fields]
+    return Listed(plain, [field.name for field in schema if field.type.num_fields])
 
 
 class _Reader:

@@ -47,6 +47,7 @@ MAX_FIELD, MAX_LINE = 16 * 2**20, 64 * 2**20  # characters
 
 _DIRECTIVE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
 END_OF_DOS = "\x1a"  # behind the last line
+_AROUND = "\ufeff \t\"'"  # a name that is written once more
 _ROW_NAMES = ("0", "1")  # of the first row, as R and pandas number rows
 
 
@@ -68,10 +69,11 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
         lines, misquoted = line_numbers(), Misquoted(records.delimiter, len(layout.names), list(layout.at.values()))
         cells: dict[str, list[str | None]] = {column: [] for column in layout.at}
         title, first = next(iter(layout.at.items()))
+        title, most = title.casefold().strip(_AROUND), len(title) + 2
         adders = [(index, collect(cells[column])) for column, index in layout.at.items()]
         for row in records.rows(layout):
             lines.append(records.line)
-            if row[first] == title or row[first] == f"\ufeff{title}":
+            if len(row[first]) <= most and row[first].casefold().strip(_AROUND) == title:
                 records.check_repeated(row, layout)
             for index, add in adders:
                 add(row[index])
@@ -92,6 +94,10 @@ def list_header(name: str, path: Path, source: Source) -> list[str]:
     csv.field_size_limit(MAX_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         return _Records(name, path, file, source).read_header(source, []).names
+
+
+def _strip_mark(name: str) -> str:
+    return name.lstrip("\ufeff")
 
 
 class _Records:
@@ -148,7 +154,8 @@ class _Records:
 
     def check_repeated(self, row: list[str], layout: Layout) -> None:
         """Raise DataError if the row is the header line once more, as where files were written behind each other."""
-        if all(row[index].lstrip("\ufeff") == column for column, index in layout.at.items()):
+        fold = fold_name if len(layout.at) > 1 else _strip_mark  # a text alone may be called as its column
+        if all(fold(row[index]) == fold(column) for column, index in layout.at.items()):
             raise DataError(f"{self.name}: line {self.line} repeats the header line; delete the line")
 
     def _take_directive(self, source: Source) -> list[str]:
@@ -243,7 +250,8 @@ class _Records:
 
     def _check_header(self, names: list[str], wanted: Sequence[Wanted]) -> None:
         """Raise DataError if a wanted column is not there, with what may be the reason."""
-        missing = [one for one in wanted if one.column not in names]
+        known = set(names)
+        missing = [one for one in wanted if one.column not in known]
         if not missing:
             return
         fix = advise_header(self.latest, names, wanted, self.delimiter, self.tsv)

@@ -97,6 +97,8 @@ def advise_row(record: Sequence[str], width: int, delimiter: str, tsv: bool, lin
         return "delete the blank before the quote: a quote that encloses a field follows the delimiter at once"
     if not tsv and '\\"' in lines:
         return BACKSLASH
+    if width == 1:
+        return "the first line has to hold the names of all columns: delete what stands above it"
     rule = "a text must hold no tab and no line end" if tsv else _quote_rule(delimiter)
     if len(record) < width:
         return f"if it is no row, delete the line; {rule}"

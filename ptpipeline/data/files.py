@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.delimited import list_header, read_delimited
 from ptpipeline.data.json_lines import list_keys, read_json_lines
-from ptpipeline.data.table import NoRows, Table, Wanted
+from ptpipeline.data.table import Listed, NoRows, Table, Wanted
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import parsing
 from ptpipeline.task.data import Source
@@ -55,6 +55,13 @@ _TAR_AT = 257  # bytes before the name of a tar's format
 _SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
 
 
+class Kind(NamedTuple):
+    """What a file is that is not of the expected format, and what to do with it."""
+
+    name: str
+    fix: str
+
+
 def load_file(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
     """Return the wanted columns of the file as text, and the place of each row; messages call it `name`.
 
@@ -83,8 +90,8 @@ def _read(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Ta
     return read_delimited(name, path, source, wanted)
 
 
-def list_columns(name: str, path: Path, source: Source) -> list[str]:
-    """Return the columns of a file whose cells are plain values, by which `load_file` can be asked for them.
+def list_columns(name: str, path: Path, source: Source) -> Listed:
+    """Return the columns of a file; `load_file` can be asked for those whose cells are plain values.
 
     Raises what `load_file` raises for a file that it cannot read.
     """
@@ -95,10 +102,10 @@ def list_columns(name: str, path: Path, source: Source) -> list[str]:
         if source.format == "jsonl":
             return list_keys(name, path)
         if source.format == "parquet":
-            from ptpipeline.data.arrow import list_plain
+            from ptpipeline.data.arrow import list_fields
 
-            return list_plain(path)
-        return list_header(name, path, source)
+            return list_fields(path)
+        return Listed(list_header(name, path, source), [])
 
 
 def _give(form: str | None) -> str:
@@ -107,18 +114,23 @@ def _give(form: str | None) -> str:
 
 def _check_beginning(name: str, path: Path, form: str) -> None:
     """Raise DataError if the first bytes are those of another kind of file."""
+    if (kind := find_kind(path, form)) is not None:
+        raise DataError(f"{name}: not readable as {form}: the file is {kind.name}; {kind.fix}")
+
+
+def find_kind(path: Path, form: str) -> Kind | None:
+    """Return the kind of file that begins so, if it is not of the given format; None if it may be."""
     with path.open("rb") as file:
         sample = file.read(_SAMPLE)
-    kind = next((told for begin, told in _BEGINNINGS.items() if sample.startswith(begin)), None)
+    kind = next((Kind(*told) for begin, told in _BEGINNINGS.items() if sample.startswith(begin)), None)
     if re.match(rb"BZh[1-9]1AY&SY", sample):
-        kind = ("compressed by bzip2", "decompress it with bunzip2")
+        kind = Kind("compressed by bzip2", "decompress it with bunzip2")
     if sample[_TAR_AT : _TAR_AT + 5] == b"ustar":
-        kind = ("a tar archive", "unpack it")
+        kind = Kind("a tar archive", "unpack it")
     if kind is None and form != "parquet" and (encoding := guess_encoding(sample)) is not None:
         fix = f"save it as UTF-8, for example by: iconv -f {encoding.iconv} -t UTF-8 FILE > NEW"
-        kind = (encoding.name, fix)
-    if kind is not None and (form != "parquet" or not sample.startswith(b"PAR1")):
-        raise DataError(f"{name}: not readable as {form}: the file is {kind[0]}; {kind[1]}")
+        kind = Kind(encoding.name, fix)
+    return None if form == "parquet" and sample.startswith(b"PAR1") else kind
 
 
 class Encoding(NamedTuple):

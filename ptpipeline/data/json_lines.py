@@ -14,6 +14,7 @@ from ptpipeline.data.dialect import PAGE, is_page
 from ptpipeline.data.table import (
     MAX_ROWS,
     Column,
+    Listed,
     Places,
     Table,
     Wanted,
@@ -106,13 +107,13 @@ def _write(name: str, number: int, one: Wanted, value: Any, kinds: dict[str, Non
 # ---------------------------------------------------------------- lines
 
 
-def list_keys(name: str, path: Path) -> list[str]:
-    """Return the keys of the first rows whose values are texts, numbers, booleans or missing."""
+def list_keys(name: str, path: Path) -> Listed:
+    """Return the keys of the first rows whose values are texts, numbers, booleans or missing, and the other keys."""
     nested: dict[str, bool] = {}
     for _, row in islice(_rows(name, path, ()), LOOKED_AT):
         for key, value in row.items():
             nested[key] = nested.get(key, False) or isinstance(value, dict | list)
-    return [key for key, is_nested in nested.items() if not is_nested]
+    return Listed([key for key in nested if not nested[key]], [key for key in nested if nested[key]])
 
 
 def _rows(name: str, path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:

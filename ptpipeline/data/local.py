@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ptpipeline.archives import unfold
-from ptpipeline.data.files import load_file
+from ptpipeline.data.files import find_kind, load_file
 from ptpipeline.data.table import NoRows, Part, Table, Wanted, fold_name
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.foreign import parsing, shorten
 from ptpipeline.packages import Member, Packed, package_member
-from ptpipeline.task.source import Source
+from ptpipeline.settings import resolve_path
+from ptpipeline.task.source import Source, find_format
 
 MAX_FILES = 1000  # of a source
 _READABLE = "name a file that you may read"
@@ -68,12 +69,30 @@ def check_rows_file(path: Path, name: str | None = None) -> None:
         raise NotFound(f"{name or path}: {_describe_other(path)}; name a file of rows")
 
 
+def tell_format(path: Path) -> str:
+    """Return the format that the name of a file tells.
+
+    Raises DataError with what the file is if its first bytes tell that, else with the option that gives the format.
+    """
+    try:
+        return find_format(path)
+    except DataError:
+        with parsing(str(path), _READABLE, DataError):
+            kind = find_kind(file, "csv") if (file := resolve_path(path)).is_file() else None
+        if kind is None:
+            raise
+        fix = kind.fix.replace("set data.source.format:", "give --format")
+        raise DataError(f"{path}: the file is {kind.name}; {fix}") from None
+
+
 def _describe_other(path: Path) -> str:
     """What stands in the place of a file, and what is there that has nearly its name."""
     if path.is_dir():
         return "is a folder"
     if path.exists():
         return "is no regular file, such as a pipe or a device"
+    if path.is_symlink():
+        return "is a link that leads to no file"
     folder, name = path.parent, fold_name(path.name)
     near = [one for one in (os.listdir(folder) if folder.is_dir() else ()) if fold_name(one) == name]
     return f"no such file; there is {shorten(near[0])}, which is written otherwise" if near else "no such file"

@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,13 @@ class Column(NamedTuple):
     cells: list[str | None]
     kinds: tuple[str, ...] = ("text",)
     codes: Mapping[str, str] = {}
+
+
+class Listed(NamedTuple):
+    """The names of a file's columns: those of plain values, and those of lists, objects and other nested values."""
+
+    plain: list[str]
+    nested: list[str]
 
 
 class Places(NamedTuple):
@@ -115,8 +123,9 @@ def too_many(name: str) -> DataError:
 
 def check_wanted(name: str, names: Sequence[str], wanted: Sequence[Wanted], fix: str = "") -> None:
     """Raise DataError if the file lacks a column that a field of `data` names, with what to do about it."""
+    known = set(names)  # a file may have thousands of columns, and `ptp init` wants them all
     for one in wanted:
-        if one.column not in names:
+        if one.column not in known:
             near = next((other for other in names if fold_name(other) == fold_name(one.column)), None)
             if near is not None:
                 fix = f"names are compared exactly: write data.{one.field}: {json.dumps(near)}"
@@ -139,23 +148,29 @@ def fold_name(name: str) -> str:
 def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[str, int]:
     """Return the position of each wanted column; DataError if one is not there, or twice."""
     check_wanted(name, names, wanted)
+    counts, at = Counter(names), {column: index for index, column in enumerate(names)}
     for one in wanted:
-        if (count := names.count(one.column)) > 1:
+        if (count := counts[one.column]) > 1:
             raise DataError(
                 f"{name}: {count} columns have the name {one.column!r}, which data.{one.field} names; give each "
                 "another name"
             )
-    return {one.column: names.index(one.column) for one in wanted}
+    return {one.column: at[one.column] for one in wanted}
 
 
 def list_columns(names: Sequence[str]) -> str:
     """Return the names of columns for a message; only their number if the first line reads like a row: no message
     shows the text of a row.
     """
-    if any(len(name) > MAX_NAME or len(name.split()) > MAX_NAME_WORDS for name in names):
+    if any(map(is_no_name, names)):
         return f"{len(names)}, of which one is too long for a name; the first line may be a row"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(map(show_name, names[:MAX_NAMES])) + more
+
+
+def is_no_name(name: str) -> bool:
+    """Whether the name of a column is so long that it may be the text of a row."""
+    return len(name) > MAX_NAME or len(name.split()) > MAX_NAME_WORDS
 
 
 def show_name(name: str) -> str:

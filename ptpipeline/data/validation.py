@@ -21,7 +21,7 @@ REPLACEMENT = "\ufffd"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # What pandas, R, databases and sheets write for a missing value, if a text is to hold it.
-_MISSING = frozenset(
+MISSING = frozenset(
     ("nan", "NaN", "NA", "N/A", "n/a", "null", "NULL", "None", "\\N", "<NA>", "NaT", "#N/A", "(null)", "undefined")
 )
 _MAX_TOLD = 5  # values of a split column that a message lists
@@ -86,7 +86,7 @@ def _check_groups(source: SourceRows, log: CheckLog) -> None:
             f"{source.source}: the column that data.split.group names is empty in {source.places.describe(missing)}; "
             "every row needs a group"
         )
-    for word in sorted(_MISSING.intersection(filter(None, source.groups))):
+    for word in sorted(MISSING.intersection(filter(None, source.groups))):
         rows = [row for row, value in enumerate(source.groups) if value == word]
         if len(rows) > 1:
             log.note(

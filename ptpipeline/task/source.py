@@ -109,6 +109,12 @@ class SqlQuery(Section):
     version_query: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
 
 
+def _one_character(sign: str) -> str:
+    if not re.fullmatch(r'[^"\r\n]', sign):
+        raise ValueError('expected one character, no quote and no line end; a tab is "\\t" in double quotes')
+    return sign
+
+
 class Source(Section):
     """Where the rows come from: local files (`path`, one or a list; `glob`, a pattern), a `member` of a pinned package
     archive on the package index, objects in S3, the answer of an SQL query, or a split of a data set on the Hugging
@@ -133,7 +139,7 @@ class Source(Section):
     split: PlainName | None = None
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     columns: list[str] | None = None
-    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+    delimiter: Annotated[str, AfterValidator(_one_character)] | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":

@@ -92,7 +92,7 @@ def test_a_table_of_a_package_is_read_as_by_csv_or_told(package: str) -> None:
     for path in files:
         source = Source(path=str(path), format="csv")
         try:
-            names = list_columns(path.name, path, source)
+            names = list_columns(path.name, path, source).plain
             table = read(path, wanted=[Wanted(name, "slices") for name in dict.fromkeys(names)])
         except DataError as error:
             assert "\n" not in str(error)  # noqa: PT017

@@ -167,7 +167,7 @@ def test_parquet_is_compressed_within(tmp_path: Path) -> None:
         ("/dev/null", "is no regular file"),
         ("x\0y", "no such file"),
         ("", "is a folder"),
-        ("loop", "no such file"),
+        ("loop", "is a link that leads to no file"),
         ("pipe", "is no regular file"),
     ],
 )

@@ -125,7 +125,9 @@ def test_files_written_behind_each_other_are_told_with_the_line(tmp_path: Path) 
     for mark in ("", "\ufeff"):
         with pytest.raises(DataError, match="line 4 repeats the header line; delete the line"):
             load(tmp_path, f"text,label\na,bad\n\n{mark}text,label\nb,good\n")
-    assert pairs(load(tmp_path, "text,label\ntext,good\n")) == [("text", "good")]
+    with pytest.raises(DataError, match="line 3 repeats the header line; delete the line"):
+        load(tmp_path, 'text,label\na,bad\nText," LABEL"\nb,good\n')
+    assert pairs(load(tmp_path, "text,label\ntext,good\nlabel,bad\n")) == [("text", "good"), ("label", "bad")]
 
 
 @pytest.mark.parametrize("name", ["Text", " text", 'text"', "TEXT ", "text\xa0", "\u200btext", "\uff34ext"])

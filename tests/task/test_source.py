@@ -56,3 +56,9 @@ def test_an_address_of_a_source_is_told_with_what_was_expected(tmp_path: Path, s
     message = message_of(tmp_path, GOOD.replace("path: rows.csv, format: csv", source))
     assert message.startswith(":4: data.source")
     assert expected in message
+
+
+@pytest.mark.parametrize("sign", ["'\\t'", "tab", "'::'", "'\"'"])
+def test_a_delimiter_that_is_no_character_is_told_as_one_writes_it(tmp_path: Path, sign: str) -> None:
+    message = message_of(tmp_path, GOOD.replace("format: csv", f"format: csv, delimiter: {sign}"))
+    assert 'expected one character, no quote and no line end; a tab is "\\t" in double quotes' in message

@@ -106,6 +106,56 @@ def test_a_tsv_that_quotes_what_people_said_stays_one(folder: Path) -> None:
     assert load_task(folder / "tasks" / "rows.yaml").data.source.format == "tsv"
 
 
+def test_texts_that_are_not_utf8_are_told_with_their_lines(folder: Path) -> None:
+    tiny_base(folder / "base")
+    rows = write(folder / "rows.csv", labelled()).read_bytes().splitlines(keepends=True)
+    rows[3] = rows[3].replace(b",", b",caf\xe9 ", 1)
+    (folder / "rows.csv").write_bytes(b"".join(rows))
+    done = init(folder, "rows.csv", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "note: text: 1 texts (line 4) are not UTF-8, and `ptp ingest` leaves their rows out" in done.stderr
+    assert ptp(environment_of(folder), "ingest", "rows").returncode == 0
+
+
+def test_a_long_text_is_measured_in_characters(folder: Path) -> None:
+    tiny_base(folder / "base")
+    write(folder / "rows.csv", [*labelled(), {"id": 0, "text": "a " * 1_000_001, "label": "positive"}])
+    done = init(folder, "rows.csv", "--yes")
+    assert "characters in the middle and 2000002 at most" in done.stdout
+
+
+def test_many_columns_are_counted(folder: Path) -> None:
+    write(folder / "rows.csv", [{**row, **{f"c{n}": "0" for n in range(3000)}} for row in labelled()])
+    shown = init(folder, "rows.csv", "--yes").stdout
+    assert "and 2953 columns more" in shown
+    assert len(shown.splitlines()) < 70
+
+
+def test_columns_of_lists_and_objects_are_told(folder: Path) -> None:
+    lines = [json.dumps({**row, "label": [row["label"]], "kind": row["label"]}) for row in labelled()]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    assert "columns of lists or objects are not taken: label" in init(folder, "rows.jsonl", "--yes").stdout
+    told = error_of(init(folder, "rows.jsonl", "--yes", "--name", "b", "--label", "label"), 1)
+    assert "the column 'label', which --label names, holds lists or objects; expected plain values" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        ({"positive": "\\N"}, "note: labels: '\\\\N' reads like a missing value"),
+        ({"positive": "caf\u00e9", "negative": "cafe\u0301"}, "and 'caf\\xe9' look alike; if they are one"),
+    ],
+)
+def test_labels_that_may_be_none_or_one_are_told(folder: Path, values: dict[str, str], note: str) -> None:
+    write(folder / "rows.csv", labelled(**values))
+    assert note in init(folder, "rows.csv", "--yes").stderr
+
+
+def test_a_first_line_that_may_be_a_row_is_told(folder: Path) -> None:
+    write(folder / "rows.csv", labelled(text="we were told that this is good", label="\\N"))
+    assert "note: source: the first line was taken for the names of columns" in init(folder, "rows.csv", "--yes").stderr
+
+
 def test_labels_that_differ_in_case_are_told(folder: Path) -> None:
     write(
         folder / "rows.csv",
@@ -212,6 +262,18 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("pandas.jsonl", "--yes"), "the file is one JSON object, and not one for each row"),
         (("array.jsonl", "--yes"), "the file is one JSON array; write one object a line"),
         (("page.csv", "--yes"), "the file is a page of HTML or XML"),
+        (("book.xlsx", "--yes"), "book.xlsx: the file is a zip archive or an Excel workbook; unpack it, or save the"),
+        (("numbers.jsonl", "--yes"), "the column 'text' holds integers; a text has to be text: write these values as"),
+        (("chat.jsonl", "--yes"), "no column of plain values (messages: lists or objects); expected at least one of"),
+        (
+            ("title.csv", "--yes"),
+            "line 2 has 2 fields, expected 1; the first line has to hold the names of all columns",
+        ),
+        (("keys.jsonl", "--yes"), "keys.jsonl: line 1 names 'text' twice; leave one of them out"),
+        (("latin.csv", "--yes"), "no text of the column 'text' is UTF-8; save the file as UTF-8"),
+        (("quotes.csv", "--yes"), "the labels hold their quotes, such as ' \"negative\"': a quote that encloses"),
+        (("circle.csv", "--yes"), "circle.csv: is a link that leads to no file; name a file of rows"),
+        (("caf\udce9.csv", "--yes"), "the file's name is not UTF-8, and a task file has to be; rename it"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
@@ -234,6 +296,17 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
         json.dumps({key: {str(n): row[key] for n, row in enumerate(records)} for key in ("text", "label")})
     )
     (folder / "page.csv").write_text("<!DOCTYPE html>\n<html></html>\n")
+    (folder / "book.xlsx").write_bytes(b"PK\x03\x04" + bytes(100))
+    numbers = [{"text": n if n == 7 else text, "label": label} for n, (text, label) in enumerate(ROWS)]
+    (folder / "numbers.jsonl").write_text("\n".join(map(json.dumps, numbers)))
+    (folder / "chat.jsonl").write_text("\n".join(json.dumps({"messages": [row]}) for row in records))
+    (folder / "keys.jsonl").write_text('{"text": "a", "text": "b", "label": "c"}\n')
+    (folder / "title.csv").write_text("# exported on a Monday\ntext,label\na,b\n")
+    latin = "text,label\n" + "".join(f"\u00e9 {text},{label}\n" for text, label in ROWS)
+    (folder / "latin.csv").write_bytes(latin.encode("latin-1"))
+    (folder / "quotes.csv").write_text("text,label\n" + "".join(f'{text}, "{label}"\n' for text, label in ROWS))
+    (folder / "circle.csv").symlink_to("circle.csv")
+    (folder / "caf\udce9.csv").write_bytes((folder / "rows.csv").read_bytes())
     (folder / "tasks" / "taken.yaml").touch()
     before = sorted(folder.rglob("*"))
     assert sentence in error_of(init(folder, *arguments), 1)
