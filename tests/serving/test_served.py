@@ -8,6 +8,7 @@ from ptpipeline.records.versions import Beside
 from ptpipeline.serving.engine import Question
 from ptpipeline.serving.holdings import RETAINED
 from ptpipeline.serving.live import Live
+from ptpipeline.serving.served import draw
 from ptpipeline.serving.servers import read_server_reports
 from tests.serving.registered import TASK, Clock, OnEngine, point
 from tests.serving.test_live import Away, Server, damage_tensors, digest, server, store
@@ -25,6 +26,18 @@ def test_a_canary_answers_its_share_of_the_keys_and_keeps_them(server: Server, s
     point(store, 1, digest(1), 3, beside=Beside(version=2, digest=digest(2), percent=50))
     server.poll()
     assert few < {key for key in keys if server.live.find(TASK, key).number == 2}
+
+
+def test_without_a_key_each_request_is_drawn_anew(server: Server, store: Away) -> None:
+    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=50))
+    server.poll()
+    assert {server.live.find(TASK).number for _ in range(60)} == {1, 2}
+
+
+def test_another_canary_has_other_keys() -> None:
+    """Else the same people would get every canary."""
+    drawn = [{key for key in range(1000) if draw(salt, str(key)) < 10} for salt in ("a", "b")]
+    assert len(drawn[0] & drawn[1]) < 30
 
 
 def test_a_shadow_answers_nothing_and_is_named_to_be_asked(server: Server, store: Away) -> None:
