@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,36 @@ def test_a_gang_that_was_taken_over_ends_and_writes_no_checkpoint(base: CausalBa
     with pytest.raises(Overtaken):
         run_gang(base, [job(base, "a")], NoTracker(), lambda line: None, checkpoints)
     assert list(store.keys("checkpoints")) == []
+
+
+def test_a_checkpoint_that_is_there_is_not_replaced_by_who_was_overtaken(base: CausalBase, tmp_path: Path) -> None:
+    overtaken = list[bool]()
+
+    def fence() -> None:
+        if overtaken:
+            raise Overtaken("another run took the task over")
+
+    store, gang = FolderStore(tmp_path), train(base, [job(base, "a")])
+    place = Checkpoint(store, "checkpoints/one.safetensors", 1, SECRET, fence)
+    place.save(gang.members, gang.clock)
+    before = store.read(place.key)
+    gang.clock.steps += 1
+    overtaken.append(True)
+    with pytest.raises(Overtaken):
+        place.save(gang.members, gang.clock)
+    assert store.read(place.key) == before
+
+
+def test_a_training_that_is_told_to_end_leaves_a_checkpoint_that_was_not_due(base: CausalBase, tmp_path: Path) -> None:
+    store, wanted = FolderStore(tmp_path), [job(base, "a")]
+
+    def tell(line: str) -> None:
+        if ": step 1/" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        run_gang(base, wanted, NoTracker(), tell, Checkpoints(store, 3600, SECRET))
+    assert saved_steps(store, wanted) == 1
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,12 @@ def test_a_prefix_is_the_start_of_a_prefix(base: CausalBase, tmp_path: Path) -> 
     assert isinstance(start.prompt, KeyValues)
 
 
+def test_embeddings_may_be_the_start_of_a_prefix(base: CausalBase, tmp_path: Path) -> None:
+    champion = stored(FolderStore(tmp_path), base, embeddings())
+    start = load_start(base, warm(method="prefix", encoder_width=8), FolderStore(tmp_path), quiet)
+    assert (isinstance(start.prompt, torch.Tensor), start.parents) == (True, [champion.digest])
+
+
 COLD: dict[str, Callable[[], SoftPrompt]] = {
     "a prefix for a recipe of embeddings": key_values,
     "one that has more tokens": lambda: embeddings(4),
