@@ -94,7 +94,7 @@ def test_a_row_that_was_removed_is_not_taken() -> None:
 
 
 def test_a_turn_of_an_ensemble_counts_all_its_members() -> None:
-    queue = filled(*(row("whole", 20, prompts=3) for _ in range(8)), *(row(f"t{number}") for number in range(40)))
+    queue = filled(*(row("whole", 10, prompts=6) for _ in range(8)), *(row(f"t{number}", 10) for number in range(40)))
     batch = queue.take(PASS, near)
     assert sum(one.task == "whole" for one in batch) == TURN // 60
 

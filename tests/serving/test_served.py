@@ -8,7 +8,6 @@ from ptpipeline.records.versions import Beside
 from ptpipeline.serving.engine import Question
 from ptpipeline.serving.holdings import RETAINED
 from ptpipeline.serving.live import Live
-from ptpipeline.serving.served import draw
 from ptpipeline.serving.servers import read_server_reports
 from tests.serving.registered import TASK, Clock, OnEngine, point
 from tests.serving.test_live import Away, Server, damage_tensors, digest, server, store
@@ -34,9 +33,14 @@ def test_without_a_key_each_request_is_drawn_anew(server: Server, store: Away) -
     assert {server.live.find(TASK).number for _ in range(60)} == {1, 2}
 
 
-def test_another_canary_has_other_keys() -> None:
+def test_another_canary_has_other_keys(server: Server, store: Away) -> None:
     """Else the same people would get every canary."""
-    drawn = [{key for key in range(1000) if draw(salt, str(key)) < 10} for salt in ("a", "b")]
+    keys, drawn = [f"user {number}" for number in range(1000)], []
+    for seq, number in ((2, 2), (3, 3)):
+        point(store, 1, digest(1), seq, beside=Beside(version=number, digest=digest(number), percent=10))
+        server.poll()
+        drawn.append({key for key in keys if server.live.find(TASK, key).number == number})
+    assert min(map(len, drawn)) > 70
     assert len(drawn[0] & drawn[1]) < 30
 
 
