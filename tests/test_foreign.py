@@ -2,15 +2,19 @@
 
 import ast
 import json
+import math
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from ptpipeline import foreign
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.foreign import parse_json, parse_record, parsing, read_file, shorten
+from ptpipeline.foreign import MAX_VALUES, parse_json, parse_record, parsing, read_file, shorten
 from ptpipeline.prompts.artifact import check_tensors
+from ptpipeline.records.base import MAX_INTEGER
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.versions import Pointer, Promotion
 from tests.prompts.test_artifact import artifact
@@ -238,3 +242,34 @@ def test_no_other_module_parses_foreign_bytes() -> None:
 def test_an_integer_that_canonical_json_cannot_write_is_refused(number: int) -> None:
     with pytest.raises(ArtifactError, match="holds an integer that canonical JSON cannot write"):
         parse_json(b'{"seed": %d}' % number, "manifest.json")
+
+
+def test_the_largest_integers_of_canonical_json_are_taken() -> None:
+    assert parse_json(b"[9007199254740991, -9007199254740991]", "x") == [MAX_INTEGER, -MAX_INTEGER]
+
+
+@pytest.mark.parametrize(("digits", "taken"), [(400, True), (401, False)])
+def test_no_integer_has_more_digits_than_are_allowed_however_large_it_may_be(digits: int, taken: bool) -> None:
+    with nullcontext() if taken else pytest.raises(ArtifactError, match="holds an integer"):
+        assert parse_json(b"9" * digits, "x", largest=math.inf) == 10**digits - 1
+
+
+def test_too_many_values_are_refused_before_any_is_made() -> None:
+    with pytest.raises(ArtifactError, match="holds too many values"):
+        parse_json(b"[" + b"0," * (MAX_VALUES + 1) + b"0]", "x")
+
+
+def test_a_value_that_just_fits_is_shown_whole() -> None:
+    assert (shorten("a" * 118), shorten("a" * 119)) == (f"'{'a' * 118}'", f"'{'a' * 116}...")
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_bytes(b"12345")
+    monkeypatch.setattr(foreign, "check_file", lambda *_: 4)
+    with pytest.raises(ArtifactError, match="more than 4 bytes; it grew"):
+        read_file(tmp_path / "config.json", 4)
+
+
+def test_what_is_no_path_is_not_found() -> None:
+    with pytest.raises(NotFound, match=r"cannot be read \(not a path\)"):
+        read_file(Path("a\0b"), 5)

@@ -14,3 +14,7 @@ def test_every_row_is_in_one_group_within_the_budget(found: list[str], tokens: i
     assert sorted(row for group in groups for row in group) == sorted(found)
     assert all(len(group) == 1 or len(group) * max(map(len, group)) <= tokens for group in groups)
     assert [row for group in groups for row in group] == sorted(found, key=len)
+
+
+def test_a_group_is_filled_up_to_the_budget() -> None:
+    assert list(group_by_length(["aa", "bb", "cc"], len, 6)) == [["aa", "bb", "cc"]]

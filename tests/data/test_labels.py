@@ -211,6 +211,10 @@ def test_a_line_to_write_has_at_most_twenty_labels(count: int, advised: bool) ->
     assert ("write in the task labels" in said) is advised
 
 
+def test_no_line_is_written_of_labels_that_a_terminal_would_act_upon() -> None:
+    assert "write in the task" not in told(["good", "a\u200bb"], "good", "bad")
+
+
 def test_no_line_is_written_if_rows_lack_a_label(tmp_path: Path) -> None:
     assert "write in the task" not in told(["good", "bad", None], "good", "bad")
 

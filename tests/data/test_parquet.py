@@ -77,3 +77,10 @@ def test_a_process_that_read_some_ends_well(tmp_path: Path) -> None:
     command = [sys.executable, "-c", READERS, str(tmp_path / "rows.parquet")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == f"{[0] * 20}\n"
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused() -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), buffer)
+    with pytest.raises(ArtifactError, match="twice of one name"):
+        read_table(buffer.getvalue())

@@ -157,6 +157,12 @@ def test_what_excel_saves_as_text_is_found_by_the_commas_that_it_quotes(tmp_path
     assert (read.columns["text"].cells, read.misquoted) == (cells, frozenset())
 
 
+def test_three_quoted_commas_are_enough(tmp_path: Path) -> None:
+    cells = ['"to be, or not to be"', '"fine, thanks"', '"well, no"']
+    body = "\n".join(["text\tlabel", *(f"{cell}\tbad" for cell in cells), ""])
+    assert len(load(tmp_path, body, "tsv").misquoted) == 3
+
+
 @pytest.mark.parametrize(
     "cells",
     [

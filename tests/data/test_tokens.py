@@ -12,6 +12,7 @@ from ptpipeline.data.tokens import (
     FreeText,
     LabelTokens,
     TaskText,
+    apply_scoring,
     check_template,
     cut_fields,
     encode_text,
@@ -19,7 +20,7 @@ from ptpipeline.data.tokens import (
     max_input_tokens,
 )
 from ptpipeline.errors import ContextError, TaskFileError
-from ptpipeline.records.prompts import TooLong
+from ptpipeline.records.prompts import Scoring, TooLong
 from ptpipeline.task.template import parse_template
 from tests.tiny import tiny_base
 
@@ -192,3 +193,11 @@ def test_a_target_follows_its_text_as_it_is_cut() -> None:
     assert not text.is_target_long(row)
     assert text.rows([row])[0].target == (*map(ord, "abc"), BOS)
     assert text._replace(limit=5).is_target_long(row)
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(8, True), (7, False)])
+def test_a_template_has_to_fit_without_a_text_if_labels_are_calibrated(limit: int, fits: bool) -> None:
+    labels = LabelTokens(("bad",), ((5,),))
+    with nullcontext() if fits else pytest.raises(ContextError, match=r"has 8 tokens without a text, at most 7 fit"):
+        scoring = Scoring(calibrated=True)
+        apply_scoring(labels, scoring, parse_template("{text}ab"), limit, lambda text, special: list(map(ord, text)))

@@ -1,7 +1,9 @@
 """Stored prompts: written once, read back verified, refused when altered in any byte or asked for on another base."""
 
+import hashlib
 import json
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from safetensors.torch import save
 from ptpipeline.errors import ArtifactError, BaseModelError, NotFound, TrainingError
 from ptpipeline.models.frozen import KeyValues
 from ptpipeline.prompts.artifact import (
+    MAX_HEADER_BYTES,
     MAX_VIRTUAL_TOKENS,
+    PREFIX,
     Artifact,
     check_tensors,
     compute_file_bytes,
+    parse_header,
     read_artifact,
     write_artifact,
 )
@@ -201,8 +206,6 @@ def test_values_that_overflow_the_stored_type_are_refused() -> None:
 
 def forged(header: object, payload: bytes) -> Artifact:
     """An artifact whose manifest was made to fit a hostile file."""
-    import hashlib
-
     encoded = json.dumps(header).encode()
     body = struct.pack("<Q", len(encoded)) + encoded + payload
     made = artifact()
@@ -237,6 +240,51 @@ def test_bytes_that_belong_to_no_tensor_are_refused(size: int) -> None:
         check_tensors(*forged(header, b"\0" * size))
 
 
+def forged_prefix(key: list[int], value: list[int], places: list[list[int]]) -> Artifact:
+    """A prefix of 3 tokens with tensors of these shapes at these places of 96 bytes."""
+    tensors = {name: TensorInfo(shape=shape, dtype="float16") for name, shape in zip(PREFIX, (key, value), strict=True)}
+    header = json.dumps(
+        {
+            name: {"dtype": "F16", "shape": info.shape, "data_offsets": place}
+            for (name, info), place in zip(tensors.items(), places, strict=True)
+        }
+    ).encode()
+    body = struct.pack("<Q", len(header)) + header + bytes(96)
+    changes = {"tensors": tensors, "tensor_sha256": hashlib.sha256(body).hexdigest(), "num_virtual_tokens": 3}
+    return Artifact(artifact().manifest.model_copy(update={"method": "prefix", **changes}), body)
+
+
+SOUND, BEHIND = [2, 1, 3, 4], [[0, 48], [48, 96]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "places", "sentence"),
+    [
+        (SOUND, [1, 2, 3, 4], BEHIND, "expected twice"),
+        (SOUND, [2, 1, 4, 3], BEHIND, "expected twice"),
+        ([2, 1, 4, 3], [2, 1, 4, 3], BEHIND, "expected twice"),
+        ([2, 3, 4], [2, 3, 4], BEHIND, "expected twice"),
+        (SOUND, SOUND, [[48, 96], [48, 96]], "one behind another"),
+        (SOUND, SOUND, [[0, 48], [0, 48]], "one behind another"),
+    ],
+)
+def test_keys_and_values_are_alike_and_one_behind_another(
+    key: list[int], value: list[int], places: list[list[int]], sentence: str
+) -> None:
+    check_tensors(*forged_prefix(SOUND, SOUND, BEHIND))
+    with pytest.raises(ArtifactError, match=sentence):
+        check_tensors(*forged_prefix(key, value, places))
+
+
+@pytest.mark.parametrize(("more", "sentence"), [(0, "hash to"), (1, "at most 112 allowed")])
+def test_a_file_may_have_as_many_bytes_as_are_allowed(
+    monkeypatch: pytest.MonkeyPatch, more: int, sentence: str
+) -> None:
+    monkeypatch.setattr("ptpipeline.prompts.artifact.MAX_TENSOR_BYTES", 112)
+    with pytest.raises(ArtifactError, match=sentence):
+        check_tensors(artifact().manifest, bytes(112 + more))
+
+
 @given(position=st.integers(0, 10_000), value=st.integers(1, 255))
 @settings(max_examples=200)
 def test_no_flipped_byte_goes_unnoticed(position: int, value: int) -> None:
@@ -245,3 +293,10 @@ def test_no_flipped_byte_goes_unnoticed(position: int, value: int) -> None:
     body[position % len(body)] ^= value
     with pytest.raises(ArtifactError):
         check_tensors(made.manifest, bytes(body))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_header_may_be_as_long_as_is_allowed(more: int) -> None:
+    body = struct.pack("<Q", MAX_HEADER_BYTES + more) + b"{}".ljust(MAX_HEADER_BYTES + more)
+    with pytest.raises(ArtifactError, match="states a header of 65537 bytes") if more else nullcontext():
+        assert parse_header(body, len(body)) == {}

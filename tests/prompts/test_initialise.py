@@ -139,3 +139,37 @@ def test_the_order_of_labels_changes_no_start(base: FrozenBase) -> None:
 def test_an_encoder_decoder_has_no_keys_and_values_to_start_from() -> None:
     with pytest.raises(BaseModelError, match="set it to `prompt` or `p_tuning`"):
         compute_activations(seq2seq_family("t5 relu tied"), torch.zeros(2, 32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(2, 3, dtype=torch.int64),
+        torch.ones(2, 3).to(torch.float8_e4m3fn),
+        torch.full((2, 3), torch.inf),
+        torch.full((2, 3), torch.nan),
+        torch.ones(3),
+    ],
+)
+def test_a_file_has_to_hold_finite_numbers_of_two_bytes_or_more(tensor: torch.Tensor, tmp_path: Path) -> None:
+    save_file({"embeddings": tensor}, tmp_path / "start.safetensors")
+    with pytest.raises(DataError, match=r"found torch\.\w+ \[.*\]; expected finite floating-point numbers"):
+        read_tensor(tmp_path / "start.safetensors")
+
+
+def test_a_given_prompt_has_to_fit_the_method_and_the_base(base: FrozenBase) -> None:
+    tune, width = Tune(num_virtual_tokens=3), base.ref.hidden_size
+    prefix = KeyValues(torch.ones(2, 2, 3, 4), torch.ones(2, 2, 3, 4))
+    with pytest.raises(DataError, match="keys and values of a prefix cannot start the embeddings of `prompt`"):
+        make_initial_prompt(base, tune, {}, prefix)
+    with pytest.raises(DataError, match=f"the given prompt is {width + 1} wide, tiny is {width} wide"):
+        make_initial_prompt(base, tune, {}, torch.ones(3, width + 1))
+    with pytest.raises(DataError, match="starts from a prompt of 2 tokens"):
+        make_initial_prompt(base, tune, {}, torch.ones(2, width))
+
+
+def test_a_given_prompt_of_16_bits_trains_in_32(base: FrozenBase) -> None:
+    given = torch.ones(3, base.ref.hidden_size, dtype=torch.float16)
+    made = make_initial_prompt(base, Tune(num_virtual_tokens=3), {}, given)
+    assert isinstance(made, torch.Tensor)
+    assert made.dtype == torch.float32

@@ -125,6 +125,14 @@ def test_the_settings_guard_the_store(tmp_path: Path) -> None:
         read_artifact(open_signed_store(plain.model_copy(update=keys)), TASK.name, unsigned)
 
 
+def test_a_signing_key_signs_where_no_key_is_trusted(tmp_path: Path) -> None:
+    plain = Settings(store=f"file://{tmp_path}/store")
+    writer = plain.model_copy(update={"signing_key": written(tmp_path / "private", private_pem(OURS))})
+    digest = write_artifact(open_signed_store(writer), an_artifact(TASK))
+    reader = plain.model_copy(update={"trusted_keys": written(tmp_path / "public", public_pem(OURS))})
+    assert read_artifact(open_signed_store(reader), TASK.name, digest)
+
+
 def test_a_signing_key_that_readers_would_refuse_is_refused(tmp_path: Path) -> None:
     keys = {
         "signing_key": written(tmp_path / "private", private_pem(OURS)),

@@ -79,6 +79,7 @@ def test_the_client_reads_a_stream(client: openai.OpenAI) -> None:
     assert chunks[-2].choices[0].finish_reason in ("stop", "length")
     assert chunks[-1].usage is not None
     assert {chunk.model for chunk in chunks} == {"writer@1"}
+    assert {chunk.object for chunk in chunks} == {"text_completion"}
 
 
 def test_the_client_chats(client: openai.OpenAI) -> None:
@@ -91,6 +92,8 @@ def test_the_client_reads_the_stream_of_a_chat(client: openai.OpenAI) -> None:
     asked = [{"role": "user", "content": [{"type": "text", "text": "a good film"}]}]
     chunks = list(client.chat.completions.create(model="writer", messages=asked, stream=True))  # type: ignore[call-overload]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected("a good film")
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant", *[None] * (len(chunks) - 1)]
 
 
 def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
@@ -289,6 +292,28 @@ def test_no_value_is_taken_for_another_one(served: Running, change: dict[str, ob
 def test_a_whole_number_is_a_temperature(served: Running) -> None:
     body = {"model": "writer", "prompt": "a film", "temperature": 1, "top_p": 1, "max_tokens": 2}
     assert ask(served, "/v1/completions", body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [("/v1/completions", {}), ("/v1/chat/completions", {"messages": [{"role": "user", "content": "no text"}]})],
+)
+def test_fields_take_the_place_of_a_text(served: Running, path: str, form: dict[str, object]) -> None:
+    body = {"model": "writer", "fields": {"text": "a good film"}}
+    [choice] = ask(served, path, body | form).json()["choices"]
+    assert (choice.get("text") or choice["message"]["content"]) == expected("a good film")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"prompt": "a film", "fields": {"text": "a film"}}, "invalid_request", "send either prompt or fields"),
+        ({}, "invalid_request", "prompt: expected a text, or send fields"),
+        ({"prompt": ["a film", "a plot"], "stream": True}, "too_many", "a stream takes one text"),
+    ],
+)
+def test_what_text_is_meant_has_to_be_plain(served: Running, change: dict[str, object], code: str, words: str) -> None:
+    assert words in refused(ask(served, "/v1/completions", {"model": "writer"} | change), 400, code)
 
 
 def test_an_unknown_address_and_method_are_told_in_the_same_form(served: Running) -> None:

@@ -111,6 +111,25 @@ def test_only_a_known_name_is_revoked(tmp_path: Path) -> None:
     assert Tokens(path).find(other) is not None
 
 
+def test_a_file_that_was_replaced_is_read_again_whatever_its_time_and_size(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    tokens, first = Tokens(path), make_token(path, "me", [], None)
+    assert tokens.find(first)
+    before = path.stat()
+    second = make_token(path, "me", [], None)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert (tokens.find(first), bool(tokens.find(second))) == (None, True)
+
+
+def test_a_file_that_is_gone_lets_nobody_in_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    tokens, token = Tokens(path), make_token(path, "me", [], None)
+    assert tokens.find(token)
+    path.unlink()
+    assert (tokens.find(token), len(tokens)) == (None, 0)
+
+
 def test_no_file_lets_nobody_in(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "none.json")
     assert (tokens.find(""), tokens.find("x"), len(tokens)) == (None, None, 0)

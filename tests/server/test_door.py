@@ -32,7 +32,7 @@ LONG = {"model": "writer", "prompt": "a film", "max_tokens": 240}
 @pytest.fixture(scope="module")
 def anyone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server that asks for no token."""
-    with running(tmp_path_factory.mktemp("anyone"), limits=Limits(body_bytes=2000)) as server:
+    with running(tmp_path_factory.mktemp("anyone"), limits=Limits(body_bytes=2000, texts=4)) as server:
         yield server
 
 
@@ -69,8 +69,10 @@ def test_a_name_of_somebody_else_is_refused(anyone: Running, host: str) -> None:
 def test_a_second_name_is_refused(anyone: Running) -> None:
     asked = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     assert raw(anyone, asked).startswith(b"HTTP/1.1 400 ")
-    with pytest.raises(Refusal, match="only requests to its own address"):  # whatever else reads HTTP before it
-        _check_own(Headers(raw=[(b"host", b"127.0.0.1")] * 2))
+    own = (b"host", b"127.0.0.1")
+    for headers in ([own, own], [own, (b"origin", b"http://127.0.0.1"), (b"origin", b"http://evil.example")]):
+        with pytest.raises(Refusal, match="only requests to its own address"):  # whatever else reads HTTP before it
+            _check_own(Headers(raw=headers))
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "null"])
@@ -110,6 +112,18 @@ def test_a_large_body_without_a_length_is_refused(anyone: Running) -> None:
 
     headers = {"Content-Type": "application/json"}
     assert code(httpx.post(f"{anyone.url}/v1/classify", content=parts(), headers=headers)) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [("/v1/classify", {"model": "movies"}, "input"), ("/v1/completions", {"model": "writer"}, "prompt")],
+)
+def test_a_request_has_a_bounded_number_of_texts(
+    anyone: Running, path: str, body: dict[str, object], field: str
+) -> None:
+    most = httpx.post(f"{anyone.url}{path}", json=body | {field: ["film"] * 4})
+    assert most.status_code == 200
+    assert code(httpx.post(f"{anyone.url}{path}", json=body | {field: ["film"] * 5})) == (400, "too_many")
 
 
 def test_a_body_that_does_not_come_is_refused(tmp_path: Path) -> None:
@@ -292,6 +306,7 @@ def test_a_stream_that_fails_tells_it_as_an_event(
         events = httpx.post(f"{server.url}/v1/completions", json=body).text.strip().split("\n\n")
         assert [event.startswith("data: ") for event in events] == [True, True]
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == expected
+        assert 'ptp_serve_errors_total{task="writer",version="writer@1"} 1.0' in httpx.get(f"{server.url}/metrics").text
         assert "private" not in caplog.text + events[-1]
 
 

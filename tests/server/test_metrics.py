@@ -43,6 +43,10 @@ def test_answers_tokens_and_batches_are_counted(served: Running) -> None:
     assert found["ptp_serve_read_tokens_total"] == {("writer", "writer@1"): 2 * usage["prompt_tokens"]}
     assert found["ptp_serve_generated_tokens_total"] == {("writer", "writer@1"): 2 * usage["completion_tokens"]}
     assert found["ptp_serve_batched_texts_total"][()] == 2
+    httpx.post(
+        f"{served.url}/v1/completions", json=body | {"model": "movies", "stream": True}
+    )  # it answers with labels
+    assert read(served)["ptp_serve_errors_total"][("movies", "movies@2")] == 2
     assert found["ptp_serve_requests_total"][("/v1/completions", "200")] == 2
     assert found["ptp_serve_version"][("production", "movies")] == 2
     assert found["ptp_serve_store_age_seconds"][()] < 30

@@ -12,9 +12,13 @@ import httpx
 import pytest
 
 from benchmarks.fixtures.s3_server import wait_until_healthy
+from ptpipeline.errors import SettingsError
+from ptpipeline.server.serve import _choose_base
 from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
 from tests.evaluation.probed import tiny
+from tests.flows.stages.test_approve import FILE
 from tests.server.serving import fill
 from tests.serving.test_gateway import TEXTS, by_engine, vllm
 from tests.serving.vllm_server import Vllm
@@ -71,3 +75,27 @@ def wait_for_address(log: Path, process: subprocess.Popen[bytes], seconds: float
             return found[1]
         time.sleep(0.1)
     raise RuntimeError(log.read_text()[-2000:])
+
+
+def folder_of(folder: Path, **bases: str) -> Settings:
+    """The settings of a folder with a task for each base."""
+    for task, base in bases.items():
+        (folder / f"{task}.yaml").write_text(FILE.replace("name: mood", f"name: {task}").replace("tiny", base))
+    return Settings(home=folder, tasks=folder)
+
+
+def test_a_server_of_one_base_serves_all_of_the_store(tmp_path: Path) -> None:
+    assert _choose_base(folder_of(tmp_path, a="small", b="small"), None) == ("small", [])
+
+
+def test_of_several_bases_one_is_named_and_its_tasks_are_served(tmp_path: Path) -> None:
+    settings = folder_of(tmp_path, a="small", b="large", c="small")
+    with pytest.raises(SettingsError, match="the tasks use the bases large, small: name the base to serve with --base"):
+        _choose_base(settings, None)
+    assert _choose_base(settings, "small") == ("small", ["a", "c"])
+
+
+def test_without_a_task_the_base_is_to_be_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"no task is in {tmp_path}: name the base"):
+        _choose_base(folder_of(tmp_path), None)
+    assert _choose_base(folder_of(tmp_path), "small") == ("small", [])

@@ -12,6 +12,7 @@ import torch
 from ptpipeline.errors import ArtifactError, DataError, NotFound, Overloaded, PtpError, TimedOut
 from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine, Question, Rendered
 from tests.evaluation.probed import LABELS, artifact, blind, embeddings, tiny
@@ -274,6 +275,40 @@ def test_a_prompt_without_a_finite_answer_is_not_held() -> None:
             batcher.hold(made)
         with pytest.raises(NotFound):
             asyncio.run(batcher.classify(made.digest, [{"text": "a"}], 1))
+
+
+def test_a_prompt_whose_first_token_is_no_number_is_not_held_either() -> None:
+    made = artifact(tiny(), embeddings(tiny()), labels={}, generate=Generation(max_new_tokens=4))
+    with serving(engine=Engine(blind(tiny(), "a"))) as batcher, pytest.raises(ArtifactError, match="no finite number"):
+        batcher.hold(made)
+
+
+def test_a_prompt_that_cannot_be_held_leaves_nothing_in_memory() -> None:
+    (made, *_) = prompts()
+    engine = Engine(blind(tiny(), "a"))
+    with serving(engine=engine) as batcher:
+        with pytest.raises(ArtifactError):
+            batcher.hold(made)
+        batcher._worker.submit(lambda: None).result(10)  # behind what unloads it
+        assert (list(engine._loaded), engine.caches.size) == ([], 0)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(1e-6, 60.0), (1e6, 0.5)])
+def test_who_is_refused_is_told_to_wait_neither_forever_nor_no_time(rate: float, seconds: float) -> None:
+    (made, *_) = prompts()
+
+    async def run(batcher: Batcher) -> None:
+        with busy(batcher):
+            asked = ask(batcher, made, "a")
+            await wait_for(batcher, 1)
+            with pytest.raises(Overloaded) as refused:
+                await ask(batcher, made, "a")
+        assert refused.value.retry_after == seconds
+        await asked
+
+    with serving(made, waiting=2) as batcher:
+        batcher._worker.rate = rate
+        asyncio.run(run(batcher))
 
 
 def test_a_drain_answers_what_waits_and_takes_nothing_more() -> None:

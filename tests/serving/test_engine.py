@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ptpipeline.data.tokens import CONTENT_FREE
-from ptpipeline.errors import ContextError
+from ptpipeline.errors import ArtifactError, ContextError, NotFound
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.prompts import Scoring
 from ptpipeline.serving.combine import combine
@@ -71,6 +71,14 @@ def test_members_of_an_ensemble_are_calibrated_each_for_itself() -> None:
         engine.score_labels([Question(whole.digest, {"text": text}) for text in TEXTS]), expected, strict=True
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_altered_bytes_are_refused_before_they_are_asked() -> None:
+    engine, made = Engine(tiny()), artifact(tiny(), embeddings(tiny()))
+    with pytest.raises(ArtifactError, match="truncated or altered"):
+        engine.add(made._replace(tensors=made.tensors[:-1]))
+    with pytest.raises(NotFound):
+        engine.find(made.digest)
 
 
 def test_texts_without_content_are_asked_once_per_loaded_prompt() -> None:

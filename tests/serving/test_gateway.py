@@ -247,6 +247,15 @@ def test_a_text_that_fits_the_base_but_not_vllm_is_refused_here() -> None:
         assert all(len(body.get("prompt_embeds", "")) < 40 * 64 * 8 for body in server.asked)  # characters of base64
 
 
+@pytest.mark.parametrize(("spare", "kind"), [(0, dict), (-1, ContextError)])
+def test_a_text_may_fill_vllm_to_its_last_token(spare: int, kind: type) -> None:
+    one, text = made(), "the good film " * 20  # longer than the first questions
+    needed = len(embeddings(tiny())) + len(tiny().encode(f"{text}\nSentiment:", True)) + 1  # and the label
+    with running_vllm(tiny(), context=needed + spare) as server:
+        [found] = classified(server, one, [text])
+    assert isinstance(found, kind)
+
+
 def test_a_text_longer_than_the_context_is_not_generated(vllm: Vllm) -> None:
     with pytest.raises(ContextError, match="ask for fewer tokens"):
         pieces(vllm, made(**WRITING), "a scene", Sampling(max_tokens=500))

@@ -52,6 +52,12 @@ def test_no_more_versions_are_held_on_request_than_the_bound(server: Server, mon
     assert server.live.find(f"{TASK}@4").number == 4
 
 
+def test_a_version_that_was_asked_for_by_its_digest_is_called_by_its_number_once_that_is_known(server: Server) -> None:
+    assert server.live.find(f"{TASK}@sha256:{digest(3)}").number is None
+    assert server.live.find(f"{TASK}@3").number == 3
+    assert server.live.find(f"{TASK}@sha256:{digest(3)}").number == 3
+
+
 def test_requests_of_many_threads_get_versions_that_are_held(
     server: Server, store: Away, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,3 +63,19 @@ def test_scores_that_are_no_numbers_are_no_answer() -> None:
     assert predictor.predict(["a film"])[0].label in made.manifest.labels
     with pytest.raises(ArtifactError, match=r"@1: its scores are no finite numbers; roll it back"):
         predictor.predict(["very dull"])
+
+
+@pytest.mark.parametrize("given", ["caf\udce9", {"text": "caf\udce9"}])
+def test_half_a_surrogate_pair_is_told_with_its_number(given: Any) -> None:
+    made = artifact(tiny(), embeddings(tiny(), " yes"))
+    predictor = Predictor(Engine(tiny()), Resolved(made.manifest.task, 1, made, []))
+    with pytest.raises(DataError, match="text 2: not Unicode"):
+        predictor.predict(["a film", given])
+
+
+def test_a_field_that_is_no_text_is_told_as_such() -> None:
+    made = artifact(tiny(), embeddings(tiny(), " yes"))
+    engine = Engine(tiny())
+    engine.load(made)
+    with pytest.raises(DataError, match="the field 'text' is int; expected text"):
+        Predictor(engine, Resolved(made.manifest.task, 1, made, [])).predict([{"text": 7}])  # type: ignore[dict-item]

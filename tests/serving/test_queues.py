@@ -93,6 +93,20 @@ def test_a_row_that_was_removed_is_not_taken() -> None:
     assert len(queue) == 0
 
 
+def test_a_turn_of_an_ensemble_counts_all_its_members() -> None:
+    queue = filled(*(row("whole", 10, prompts=6) for _ in range(8)), *(row(f"t{number}", 10) for number in range(40)))
+    batch = queue.take(PASS, near)
+    assert sum(one.task == "whole" for one in batch) == TURN // 60
+
+
+def test_a_task_whose_rows_left_has_no_turn_any_more() -> None:
+    gone = row("gone", 400)
+    queue = filled(row("first", 400), gone, row("last", 400))
+    queue.take(PASS, near)  # the other two keep their turns
+    queue.remove(gone)
+    assert [one.task for one in queue.foresee(9)] == ["last"]
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 900), st.integers(1, 3)), max_size=60))
 def test_every_row_is_taken_once_and_batches_keep_their_bound(given_rows: list[tuple[str, int, int]]) -> None:
     rows = [row(*one) for one in given_rows]

@@ -2,6 +2,8 @@
 
 import logging
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,10 @@ import pytest
 from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.errors import ArtifactError, SettingsError
 from ptpipeline.prompts.artifact import write_artifact
-from ptpipeline.records.versions import Pointer, Promotion, VersionName
+from ptpipeline.records.versions import Beside, Pointer, Promotion, VersionName
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.serving.seen import Memory
-from ptpipeline.storage import FolderStore
+from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import pointer_key, version_key
 from ptpipeline.storage.signed import SignedStore
 from tests.prompts.test_signature import OURS, trust
@@ -198,3 +200,42 @@ def test_a_pointer_serves_although_its_versions_name_was_lost(registry: Registry
     registry.point(registry.rows[0])
     registry.plain.delete(version_key(TASK.name, 1))
     assert resolve(registry.reader, TASK.name).number == 1
+
+
+def test_who_signs_and_trusts_no_key_remembers_nothing(registry: Registry, memory: Memory) -> None:
+    registry.point(registry.rows[2])
+    resolve(registry.signer, TASK.name, memory)
+    assert not memory.folder.exists()
+
+
+def test_a_pointer_that_another_reader_saw_replaced_is_read_again(registry: Registry, memory: Memory) -> None:
+    late = [registry.point(registry.rows[0])]
+    registry.point(registry.rows[1])
+    resolve(registry.reader, TASK.name, memory)
+
+    class Slow(FolderStore):
+        """Its first answer about the pointer is the one of a moment ago."""
+
+        def read(self, key: str) -> Stored:
+            stored = super().read(key)
+            return Stored(late.pop(), stored.etag) if late and "/aliases/" in key else stored
+
+    assert resolve(SignedStore(Slow(registry.plain.root), trust(OURS)), TASK.name, memory).number == 2
+
+
+def test_readers_that_see_a_promotion_at_once_remember_it_together(registry: Registry, memory: Memory) -> None:
+    start = threading.Barrier(8)
+
+    def check(_: int) -> None:
+        start.wait()
+        memory.check(registry.reader, registry.rows[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(check, range(8))) == [None] * 8
+
+
+def test_a_version_beside_it_is_held_against_its_digest_too(registry: Registry) -> None:
+    beside = Beside(version=2, digest=registry.rows[2].digest, percent=10)
+    registry.point(registry.rows[0].model_copy(update={"beside": beside}), signed=False)
+    with pytest.raises(ArtifactError, match=r"calls prompt .* version 2, and prompts/mood/versions/2.json names"):
+        resolve(registry.plain, TASK.name)

@@ -27,6 +27,23 @@ def test_a_canary_answers_its_share_of_the_keys_and_keeps_them(server: Server, s
     assert few < {key for key in keys if server.live.find(TASK, key).number == 2}
 
 
+def test_without_a_key_each_request_is_drawn_anew(server: Server, store: Away) -> None:
+    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=50))
+    server.poll()
+    assert {server.live.find(TASK).number for _ in range(60)} == {1, 2}
+
+
+def test_another_canary_has_other_keys(server: Server, store: Away) -> None:
+    """Else the same people would get every canary."""
+    keys, drawn = [f"user {number}" for number in range(1000)], []
+    for seq, number in ((2, 2), (3, 3)):
+        point(store, 1, digest(1), seq, beside=Beside(version=number, digest=digest(number), percent=10))
+        server.poll()
+        drawn.append({key for key in keys if server.live.find(TASK, key).number == number})
+    assert min(map(len, drawn)) > 70
+    assert len(drawn[0] & drawn[1]) < 30
+
+
 def test_a_shadow_answers_nothing_and_is_named_to_be_asked(server: Server, store: Away) -> None:
     point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=0))
     server.poll()

@@ -21,7 +21,7 @@ from ptpipeline.serving import trials as trials_module
 from ptpipeline.serving.live import REPORT
 from ptpipeline.serving.served import Served, Split
 from ptpipeline.serving.servers import read_server_reports
-from ptpipeline.serving.trials import ERROR, Trials, compute_evidence, describe_canary, is_different
+from ptpipeline.serving.trials import ERROR, Trials, compute_evidence, describe_canary, describe_shadow, is_different
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import server_key
 from tests.serving.registered import TASK, a_prompt, point
@@ -132,6 +132,21 @@ def test_shadows_are_asked_for_a_bounded_number_of_requests_at_once(tmp_path: Pa
     assert asked == ["b" * 64] * trials_module.AT_ONCE
 
 
+def test_no_shadow_is_asked_about_a_request_without_an_answer(tmp_path: Path) -> None:
+    trials, asked = Trials(tmp_path, "file:///x"), list[str]()
+
+    async def ask(name: str) -> Sequence[str]:
+        asked.append(name)
+        return []
+
+    async def mirror() -> None:
+        trials.mirror(served(), "one", {}, ask)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(mirror())
+    assert (asked, trials.list()) == ([], [])
+
+
 def test_tallies_outlive_a_restart_and_end_with_their_promotion(tmp_path: Path) -> None:
     trials = Trials(tmp_path, "file:///x")
     trials.compare(served(2), "one", {0: "good"}, ["bad"])
@@ -179,6 +194,15 @@ def test_the_answers_of_a_canary_are_judged_beside_those_of_the_version_that_it_
     # the second and third make a pair, then the fourth and fifth, the sixth and seventh; the first was replaced
     tally = CanaryTally(*PLACE, 1, 2, judged=4, right=3, canary_judged=3, canary_right=2, first=1, second=1)
     assert (trials.list_canaries(), trials.list()) == ([tally], [])
+
+
+def test_an_answer_waits_for_one_of_the_other_version_over_a_report(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    tell(trials, 1, True)
+    trials.keep([PLACE])  # as each report does it
+    tell(trials, 2, False)
+    [tally] = trials.list_canaries()
+    assert (tally.first, tally.second) == (1, 0)
 
 
 def test_an_answer_beside_a_canary_is_judged_once(tmp_path: Path) -> None:
@@ -243,3 +267,9 @@ def test_a_report_that_knows_no_canaries_still_loads(server: Server, store: Away
 def test_a_tally_says_whether_versions_differ() -> None:
     few, many = Tally(*PLACE, 1, 2, first=3, second=1), Tally(*PLACE, 1, 2, first=30, second=5)
     assert (is_different(few), is_different(many)) == (False, True)
+
+
+@pytest.mark.parametrize(("first", "second", "better"), [(30, 5, 1), (5, 30, 2)])
+def test_the_version_that_was_right_alone_more_often_is_named(first: int, second: int, better: int) -> None:
+    told = describe_shadow(Tally(*PLACE, 1, 2, asked=90, judged=90, first=first, second=second))
+    assert told.endswith(f": version {better} is right more often (error below 5%)")

@@ -130,10 +130,22 @@ def test_what_could_not_be_read_back_is_not_written(store: ObjectStore) -> None:
     assert not store.exists(KEY)
 
 
+def test_an_object_may_fill_its_bound_and_no_replace_goes_beyond_it(store: ObjectStore) -> None:
+    store.create(KEY, bytes(MIB))
+    stored = store.read(KEY)
+    assert len(stored.body) == MIB
+    with pytest.raises(ArtifactError, match="1048577 bytes, at most 1048576 allowed"):
+        store.replace(KEY, bytes(MIB + 1), stored.etag)
+    assert store.read(KEY) == stored
+
+
 def test_each_kind_has_its_bound() -> None:
     prompt = f"prompts/mood/{'d' * 64}"
     assert max_bytes(f"{prompt}/manifest.json") == MIB
     assert max_bytes(f"{prompt}/records/{'a' * 16}.json") == 16 * MIB
     assert max_bytes(f"{prompt}/prompt.safetensors") == max_bytes("prompts/mood/quarantine/a-1") == 64 * MIB
     assert max_bytes(f"snapshots/mood/{'d' * 64}/train.parquet") == 4096 * MIB
+    assert max_bytes(f"snapshots/mood/{'d' * 64}/manifest.json") == MIB
+    assert max_bytes("reports/mood/k1/rows.parquet") == max_bytes(f"checkpoints/{'d' * 64}.safetensors") == 4096 * MIB
+    assert max_bytes("servers/host.json") == 16 * MIB
     assert max_bytes("anything/else") == MIB

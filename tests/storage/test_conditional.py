@@ -54,13 +54,38 @@ def test_a_race_of_replaces_alone_is_seen() -> None:
             check_conditional_puts(store)
 
 
-def test_a_winner_whose_bytes_a_refused_put_replaced_is_seen() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ("one", "does not return the bytes that were written last"),
+        ("created", r"several creates of one key at once \(If-None-Match: \*\) and ignores"),
+    ],
+)
+def test_a_refused_create_that_is_written_all_the_same_is_seen(wrong: str, fault: str) -> None:
     with small_s3.small_s3() as server:
-        with pytest.raises(
-            SettingsError, match=r"several creates of one key at once \(If-None-Match: \*\) and ignores"
-        ):
-            check_conditional_puts(WritesRefusedCreates("bucket", endpoint=server.endpoint))
+        with pytest.raises(SettingsError, match=fault):
+            check_conditional_puts(Careless("bucket", server.endpoint, creates=wrong))
         assert server.objects == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ("one", "does not return the bytes that were written last"),
+        ("none", r"a replace of a missing key \(If-Match\) and ignores"),
+    ],
+)
+def test_a_refused_replace_that_is_written_all_the_same_is_seen(wrong: str, fault: str) -> None:
+    with small_s3.small_s3() as server:
+        store = Careless("bucket", server.endpoint, replaces=wrong, tells=wrong == "one")
+        with pytest.raises(SettingsError, match=fault):
+            check_conditional_puts(store)
+        assert server.objects == {}
+
+
+def test_a_store_that_lets_nobody_win_a_race_is_refused() -> None:
+    with small_s3.small_s3() as server, pytest.raises(SettingsError, match="refuses all of several creates of one key"):
+        check_conditional_puts(RefusesRaces("bucket", endpoint=server.endpoint))
 
 
 def test_an_absent_server_is_unavailable() -> None:
@@ -78,13 +103,38 @@ class RacyReplaces(S3Store):
             super().replace(key, body, etag)
 
 
-class WritesRefusedCreates(S3Store):
-    """Acknowledges one create of several at once, and stores those that it refused all the same."""
+class Careless(S3Store):
+    """Refuses puts as it should, and writes those to one key all the same; a replace is refused only if it `tells`."""
+
+    def __init__(self, bucket: str, endpoint: str, creates: str = "", replaces: str = "", tells: bool = True) -> None:
+        super().__init__(bucket, endpoint=endpoint)
+        self.creates, self.replaces, self.tells = creates, replaces, tells
 
     def create(self, key: str, body: bytes) -> None:
         try:
             super().create(key, body)
         except PreconditionFailed:
-            if key.endswith("/created"):
-                self._call("put_object", Key=self._key(key), Body=body)
+            self._write(key, body, self.creates)
             raise
+
+    def replace(self, key: str, body: bytes, etag: str) -> None:
+        try:
+            super().replace(key, body, etag)
+        except PreconditionFailed:
+            if not self._write(key, body, self.replaces) or self.tells:
+                raise
+
+    def _write(self, key: str, body: bytes, name: str) -> bool:
+        if not name or not key.endswith(f"/{name}"):
+            return False
+        self._call("put_object", Key=self._key(key), Body=body)
+        return True
+
+
+class RefusesRaces(S3Store):
+    """Refuses every create of several at once."""
+
+    def create(self, key: str, body: bytes) -> None:
+        if key.endswith("/created"):
+            raise PreconditionFailed("busy")
+        super().create(key, body)

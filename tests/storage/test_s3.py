@@ -15,6 +15,7 @@ from benchmarks.faults import FaultProxy
 from benchmarks.fixtures.s3_server import S3Server, free_ports
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage import S3Store, Stored
+from ptpipeline.storage.s3 import KeyPair, make_client
 from ptpipeline.storage.signed_get import SignedGet
 from tests.http_server import Quiet, serve
 from tests.storage import small_s3
@@ -119,6 +120,15 @@ def test_a_region_that_is_none_is_named_as_such(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu west\n1")
     with pytest.raises(SettingsError, match=r"the AWS_.* settings are wrong: .*region_name"):
         S3Store("bucket", endpoint="http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(("host", "proxies"), [("127.0.0.1", {}), ("s3.example", None)])
+def test_a_proxy_stands_before_other_machines_alone(
+    monkeypatch: pytest.MonkeyPatch, host: str, proxies: dict[str, str] | None
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    config = make_client(f"http://{host}:8333", keys=KeyPair("id", "secret")).meta.config
+    assert config.proxies == proxies  # None: botocore asks the environment
 
 
 def test_an_endpoint_that_is_no_address_is_named() -> None:

@@ -136,9 +136,14 @@ def test_an_object_is_never_there_before_its_signature(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             super().create(key, body)
 
-    with pytest.raises(KeyboardInterrupt):
-        SignedStore(Dying(tmp_path), key=OURS).create(BELIEVED["history"], b"body")
-    assert [*FolderStore(tmp_path).keys(keys.SIGNATURES)] == [signature_of(BELIEVED["history"], b"body")]
+        def replace(self, key: str, body: bytes, etag: str) -> None:
+            raise KeyboardInterrupt
+
+    key, dying = BELIEVED["pointer"], SignedStore(Dying(tmp_path), key=OURS)
+    for body, put in ((b"body", lambda: dying.create(key, b"body")), (b"new", lambda: dying.replace(key, b"new", ""))):
+        with pytest.raises(KeyboardInterrupt):
+            put()
+        assert FolderStore(tmp_path).exists(signature_of(key, body))
 
 
 def test_keys_are_replaced_without_a_moment_of_refusal(tmp_path: Path) -> None:
@@ -178,6 +183,8 @@ def test_the_signer_is_found_whether_trusted_or_not(tmp_path: Path) -> None:
     guarded = SignedStore(store, trust(OURS))
     assert find_signer(guarded, key, b"body", [OURS.public, OTHERS.public]) == OTHERS.id
     assert find_signer(guarded, key, b"other", [OURS.public, OTHERS.public]) is None
+    store.create(signature_of(key, b"body", OURS), b"{}")
+    assert find_signer(guarded, key, b"body", [OURS.public]) is None  # what lies there is no signature
 
 
 def line_of(key: PublicKeyTypes) -> str:

@@ -46,6 +46,21 @@ def test_what_works_against_itself_is_told_at_its_field(
     assert sentence in told
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("steps: 300", "steps: 90, eval_every: 90"),
+        ("steps: 300", "steps: 101, patience: 2"),
+        ("minimum: 0.5}", "minimum: 0.5, checks: {bias: off}}"),
+        ("minimum: 0.5}", "minimum: 0.5, checks: {gain: {over: [hard_prompt]}}}"),
+        ("\ntemplate:", "\n  checks: {min_rows_per_label: 3}\ntemplate:"),
+    ],
+)
+def test_what_does_not_work_against_itself_is_not_told(tmp_path: Path, old: str, new: str) -> None:
+    assert old in SOUND
+    assert advise_task(load_task(written(tmp_path, SOUND.replace(old, new)))) == {}
+
+
 @pytest.mark.parametrize("check", ["never: block", "worst_label: {min_f1: 0.5}"])
 def test_a_check_of_labels_judges_no_free_text(tmp_path: Path, check: str) -> None:
     generating = re.sub(r"\n  label: \w+", "\n  target: label", SOUND)
@@ -55,3 +70,12 @@ def test_a_check_of_labels_judges_no_free_text(tmp_path: Path, check: str) -> No
     )
     [place] = advise_task(load_task(written(tmp_path, generating)))
     assert place == ("gate", "checks", check.partition(":")[0])
+
+
+def test_a_check_of_labels_that_is_off_is_not_told_of_free_text(tmp_path: Path) -> None:
+    generating = re.sub(r"\n  label: \w+", "\n  target: label", SOUND)
+    generating = re.sub(r"\nlabels: .*", "\ngenerate: {max_new_tokens: 8}", generating)
+    generating = generating.replace(
+        "metric: accuracy, minimum: 0.5", "metric: bleu, minimum: 0.5, checks: {never: off}"
+    )
+    assert advise_task(load_task(written(tmp_path, generating))) == {}

@@ -1,7 +1,10 @@
 """Checkpoints: a gang that was interrupted goes on from its last one, and ends at the same bits."""
 
 import dataclasses
+import hmac
 import logging
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +162,7 @@ def test_a_member_survives_the_round_trip(base: CausalBase, recipe: dict[str, An
     wanted = [job(base, "a", optimizer=optimizer, steps=5, eval_every=4, **recipe)]
     gang = train(base, wanted)
     gang.members[0].losses = [0.1, 1 / 3]
+    gang.clock.started -= 100
     members, clock = unpack(pack(gang.members, gang.clock), wanted)
     assert_same(members[0], gang.members[0])
     assert [next(members[0].order) for _ in range(9)] == [next(gang.members[0].order) for _ in range(9)]
@@ -240,6 +244,36 @@ def test_a_gang_that_was_taken_over_ends_and_writes_no_checkpoint(base: CausalBa
     with pytest.raises(Overtaken):
         run_gang(base, [job(base, "a")], NoTracker(), lambda line: None, checkpoints)
     assert list(store.keys("checkpoints")) == []
+
+
+def test_a_checkpoint_that_is_there_is_not_replaced_by_who_was_overtaken(base: CausalBase, tmp_path: Path) -> None:
+    overtaken = list[bool]()
+
+    def fence() -> None:
+        if overtaken:
+            raise Overtaken("another run took the task over")
+
+    store, gang = FolderStore(tmp_path), train(base, [job(base, "a")])
+    place = Checkpoint(store, "checkpoints/one.safetensors", 1, SECRET, fence)
+    place.save(gang.members, gang.clock)
+    before = store.read(place.key)
+    gang.clock.steps += 1
+    overtaken.append(True)
+    with pytest.raises(Overtaken):
+        place.save(gang.members, gang.clock)
+    assert store.read(place.key) == before
+
+
+def test_a_training_that_is_told_to_end_leaves_a_checkpoint_that_was_not_due(base: CausalBase, tmp_path: Path) -> None:
+    store, wanted = FolderStore(tmp_path), [job(base, "a")]
+
+    def tell(line: str) -> None:
+        if ": step 1/" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        run_gang(base, wanted, NoTracker(), tell, Checkpoints(store, 3600, SECRET))
+    assert saved_steps(store, wanted) == 1
 
 
 @pytest.mark.parametrize(
@@ -334,6 +368,17 @@ def test_a_sound_checkpoint_that_this_place_did_not_get_from_the_trainer_is_refu
     assert "training starts from the beginning" in lines[0]
     for ours, theirs in zip(again.members, whole.members, strict=True):
         assert_same(ours, theirs)
+
+
+def test_a_seal_is_of_one_key_one_body_and_one_purpose() -> None:
+    stored = seal(SECRET, "key", b"body")
+    assert unseal(SECRET, "key", stored) == b"body"
+    for key, other in (
+        ("keyb", stored.replace(b"body", b"ody")),  # divided elsewhere
+        ("key", hmac.digest(SECRET, b"\0key\0body", "sha256") + b"body"),  # a code that was made for something else
+    ):
+        with pytest.raises(ArtifactError, match="no valid seal"):
+            unseal(SECRET, key, other)
 
 
 def test_nothing_of_a_checkpoint_is_parsed_before_its_seal(

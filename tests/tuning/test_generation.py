@@ -1,6 +1,8 @@
 """Generation tasks in a gang: loss on the target alone, dev by decoding, beside classification as alone."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Member, compute_learning_rate
 from ptpipeline.tuning.sampler import sample_batches
 from ptpipeline.tuning.tracker import NoTracker
+from ptpipeline.tuning.tune import choose_end_token
 from tests.models.families import family, seq2seq_family
 from tests.tuning.jobs import END, job, text_job, words
 
@@ -89,3 +92,11 @@ def plainly_decoded(base: FrozenBase, prompt: torch.Tensor, text: list[int]) -> 
             break
         found.append(token)
     return " ".join(map(str, found))
+
+
+@pytest.mark.parametrize(("own", "chosen"), [(7, 7), (9, 3), (None, 3)])
+def test_targets_end_with_the_tokenizers_end_if_decoding_stops_at_it(
+    base: FrozenBase, own: int | None, chosen: int
+) -> None:
+    stated = SimpleNamespace(end_tokens=frozenset([3, 7]), tokenizer=SimpleNamespace(eos_token_id=own), ref=base.ref)
+    assert choose_end_token(cast(FrozenBase, stated)) == chosen

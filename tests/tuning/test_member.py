@@ -204,3 +204,13 @@ def test_an_interrupted_training_leaves_no_run_open(base: CausalBase) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_gang(base, [job(base, "a"), job(base, "b")], told, lambda line: None)
     assert told.ended == {"a": "KILLED", "b": "KILLED"}
+
+
+def test_the_curve_begins_at_the_first_step_and_each_point_has_the_losses_since_the_last(base: CausalBase) -> None:
+    member = a_member(base)
+    for step, losses in ((1, [4.0]), (3, [1.0, 2.0])):
+        member.step, member.losses = step, [*member.losses, *losses]
+        member.record(None)
+    assert [point.loss for point in member.curve] == [4.0, 1.5]
+    [trained] = run_gang(base, [job(base, "a", steps=5, eval_every=5)], NoTracker(), lambda line: None).members
+    assert [point.step for point in trained.curve] == [1, 5]

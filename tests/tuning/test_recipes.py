@@ -162,6 +162,16 @@ def test_a_search_is_refused_for_its_longest_trial() -> None:
         check_bytes(task, [torch.zeros(3, 8), torch.zeros(400, 64)])
 
 
+@pytest.mark.parametrize(
+    ("bytes_of_limit", "dtype", "halved"), [(5000, "float32", True), (4000, "float32", False), (5000, "float16", False)]
+)
+def test_half_the_bytes_are_advised_where_they_are_enough(bytes_of_limit: int, dtype: str, halved: bool) -> None:
+    prompt = torch.zeros(36 if dtype == "float32" else 72, 64)  # some 9,300 bytes
+    with pytest.raises(TaskFileError) as refused:
+        check_bytes(bounded(bytes_of_limit, store_dtype=dtype), [prompt])
+    assert ("store_dtype: float16" in str(refused.value)) == halved
+
+
 def test_no_gate_allows_more_than_an_artifact_holds() -> None:
     large = torch.zeros(1, 1).expand(1000, 17_000)
     with pytest.raises(
@@ -208,3 +218,11 @@ def test_advice_names_lengths_contexts_and_small_bases() -> None:
     assert advise(Tune(num_virtual_tokens=8), base, 15)[0].startswith(
         "tune.batch_size: 16 rows a step, and there are 15"
     )
+
+
+def test_advice_on_lengths_is_for_embeddings_and_for_more_than_a_quarter_of_the_context() -> None:
+    base = family("llama")  # a context of 128
+    assert not any("gained nothing" in line for line in advise(Tune(method="prefix", num_virtual_tokens=101), base, 16))
+    assert [
+        any("of the context" in line for line in advise(Tune(num_virtual_tokens=count), base, 16)) for count in (32, 33)
+    ] == [False, True]

@@ -11,8 +11,9 @@ from ptpipeline.errors import BaseModelError, DataError, NotFound, TaskFileError
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import KeyValues, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact, write_artifact
-from ptpipeline.prompts.tensors import pack
+from ptpipeline.prompts.tensors import pack, pack_ensemble
 from ptpipeline.records.data import Snapshot, SplitInfo
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import pointer_key, version_key
@@ -111,7 +112,12 @@ def stored(store: FolderStore, base: CausalBase, prompt: SoftPrompt, **fields: A
         "engine_version": 1,
     }
     made = pack(prompt, "float32", given | fields)
-    digest = write_artifact(store, made)
+    name_version(store, write_artifact(store, made))
+    return made
+
+
+def name_version(store: FolderStore, digest: str) -> None:
+    """Let version 1 and production of the task `mood` name that prompt."""
     name = VersionName(task="mood", number=1, digest=digest)
     store.create(version_key("mood", 1), name.model_dump_json().encode())
     head = Promotion(
@@ -127,7 +133,17 @@ def stored(store: FolderStore, base: CausalBase, prompt: SoftPrompt, **fields: A
         at="2026-01-01T00:00:00+00:00",
     )
     store.create(pointer_key("mood", "production"), Pointer(promotion=head, nonce="n" * 16).model_dump_json().encode())
-    return made
+
+
+def name_ensemble(store: FolderStore, base: CausalBase) -> None:
+    """Let version 1 and production of the task `mood` name an ensemble."""
+    one = stored(FolderStore(store.root / "parts"), base, embeddings())
+    left_out = {"num_virtual_tokens", "tensors", "tensor_sha256", "members"}
+    fields = {name: getattr(one.manifest, name) for name in PromptManifest.model_fields if name not in left_out}
+    write_artifact(store, one)
+    made = pack_ensemble([one, one], "average", fields | {"method": "ensemble"})
+    write_artifact(store, made)
+    name_version(store, made.digest)
 
 
 def embeddings(tokens: int = 3) -> torch.Tensor:
@@ -154,6 +170,12 @@ def test_a_prefix_is_the_start_of_a_prefix(base: CausalBase, tmp_path: Path) -> 
     stored(FolderStore(tmp_path), base, key_values())
     start = load_start(base, warm(method="prefix", encoder_width=8), FolderStore(tmp_path), quiet)
     assert isinstance(start.prompt, KeyValues)
+
+
+def test_embeddings_may_be_the_start_of_a_prefix(base: CausalBase, tmp_path: Path) -> None:
+    champion = stored(FolderStore(tmp_path), base, embeddings())
+    start = load_start(base, warm(method="prefix", encoder_width=8), FolderStore(tmp_path), quiet)
+    assert (isinstance(start.prompt, torch.Tensor), start.parents) == (True, [champion.digest])
 
 
 COLD: dict[str, Callable[[], SoftPrompt]] = {
@@ -229,3 +251,12 @@ def test_the_bytes_of_a_file_are_part_of_the_key(tmp_path: Path) -> None:
 def test_a_champion_is_no_part_of_the_key(base: CausalBase, tmp_path: Path) -> None:
     stored(FolderStore(tmp_path), base, embeddings())
     assert digest_start(warm(), FolderStore(tmp_path)) is None
+
+
+def test_an_ensemble_has_no_prompt_to_start_from(base: CausalBase, tmp_path: Path) -> None:
+    store, lines = FolderStore(tmp_path), list[str]()
+    name_ensemble(store, base)
+    with pytest.raises(DataError, match="is an ensemble; name a single prompt"):
+        load_start(base, declared("topic", init={"version": "mood@1"}), store, quiet)
+    assert load_start(base, warm(), store, lines.append) == (None, None, [])
+    assert lines == ["mood: starts cold: the champion is an ensemble of several prompts"]

@@ -17,10 +17,12 @@ from flows.local.process import (
     FLOW_RUN,
     MARK,
     Process,
+    find_flow_runs,
     find_marked,
     is_alive,
     is_free,
     memory,
+    read_environment,
     read_mark,
     serves,
     spawn,
@@ -166,6 +168,35 @@ def test_a_worker_that_takes_runs_again_and_again_is_ended_behind_its_first_ones
     stop(process)
     assert not is_alive(process)
     assert time.monotonic() - began < module._STOP_SECONDS / 2
+
+
+def test_memory_is_that_of_the_descendants_too(started: Callable[..., Process]) -> None:
+    process = started(PARENT, SLEEP, lines=2)
+    assert memory(process) > 1.5 * psutil.Process(process.pid).memory_info().rss
+
+
+def test_a_socket_file_goes_with_who_made_it(started: Callable[..., Process], tmp_path: Path) -> None:
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1])\n"
+    server = started(code + SLEEP, str(tmp_path / "s"))
+    assert (tmp_path / "s").is_socket()
+    stop(server)
+    assert not (tmp_path / "s").exists()
+
+
+def test_flow_runs_are_those_of_the_stack_in_that_folder(tmp_path: Path) -> None:
+    ours = {"PATH": os.environ["PATH"], "PTP_HOME": str(tmp_path)}
+    environments = {
+        "run": ours | {FLOW_RUN: "one"},
+        "server": ours,
+        "other": ours | {FLOW_RUN: "two", "PTP_HOME": f"{tmp_path}-2"},
+    }
+    made = {name: spawn(["sleep", "60"], own, tmp_path / "log") for name, own in environments.items()}
+    try:
+        assert {run: process.pid for run, process in find_flow_runs(tmp_path).items()} == {"one": made["run"].pid}
+        assert read_environment(made["other"])[FLOW_RUN] == "two"
+    finally:
+        for process in made.values():
+            psutil.Process(process.pid).kill()
 
 
 def test_only_who_listens_on_its_own_port_serves(started: Callable[..., Process]) -> None:

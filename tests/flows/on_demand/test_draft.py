@@ -94,3 +94,10 @@ def test_what_is_written_is_its_owners_alone(sketch: Sketch, tmp_path: Path) -> 
 
 def test_of_no_columns_nothing_is_guessed(sketch: Sketch) -> None:
     assert (guess_text(seen(sketch)), guess_label(seen(sketch), "")) == (None, None)
+
+
+def test_base_models_that_are_declared_stay_as_they_are(sketch: Sketch, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("tiny: {path: base}\n")
+    facts = Facts({"negative": 60, "positive": 60}, 0, 0, [10], "tokens")
+    write(sketch, CHOICE, facts, Settings(home=tmp_path, tasks=tmp_path))
+    assert (tmp_path / "base_models.yaml").read_text() == "tiny: {path: base}\n"

@@ -67,3 +67,10 @@ def test_advice_names_file_and_line(tasks: Path) -> None:
     edit(tasks, "warmup_steps: 3", "warmup_steps: 30")
     [advice] = inspect_folder(tasks).advice
     assert advice.startswith(f"{tasks}/tiny-a.yaml:10: tune.steps: all 10 steps lie within the warm-up of 30")
+
+
+def test_a_control_token_in_the_words_of_a_label_is_text(tasks: Path) -> None:
+    """As training reads it: so its tokens begin with those of its first character."""
+    edit(tasks, '{negative: " negative", positive: " positive"}', '{negative: "</s>", positive: "<"}')
+    [problem] = inspect_folder(tasks).problems
+    assert "'</s>' begins with all tokens of '<' (labels.positive)" in problem

@@ -16,7 +16,7 @@ from registry.ledger.nights import begin_night, end_night, list_nights
 from registry.registry import Registry
 from registry.versions.commit import Cause
 from registry.versions.promotion import promote
-from tests.registry.ledger.test_nights import MOOD, a_night
+from tests.registry.ledger.test_nights import MOOD, TONE, a_night
 
 
 @pytest.fixture
@@ -97,3 +97,11 @@ def test_an_empty_ledger_has_metrics_without_samples(ledger: Ledger) -> None:
     families = list(text_string_to_metric_families(render_metrics(ledger).decode()))
     assert families
     assert [sample for family in families for sample in family.samples] == []
+
+
+def test_a_task_without_a_verdict_has_no_metric_of_one(ledger: Ledger) -> None:
+    begin_night(ledger, a_night("one"))
+    end_night(ledger, "one", "Failed", [TONE])
+    read = samples(ledger)
+    assert read["ptp_task_nights_total", "failed", "tone"] == 1
+    assert ("ptp_task_gate_passed", "tone") not in read

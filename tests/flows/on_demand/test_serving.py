@@ -122,3 +122,10 @@ def test_canaries_of_several_servers_are_one_evidence(promoted: Registry) -> Non
         "pairs of one answer each, it alone was right in 16, version 1 alone in 2: version 2 is right more often "
         "(error below 5%)"
     ]
+
+
+def test_tallies_of_other_promotions_are_other_evidence(promoted: Registry) -> None:
+    one = Tally(TASK.name, "production", 3, 1, 2, asked=50, differ=9, judged=9, first=1, second=8)
+    report_holdings(promoted.store, "one", HOLDS, trials=[one])
+    report_holdings(promoted.store, "two", HOLDS, trials=[one._replace(seq=4)])
+    assert len(describe_trials(compare_servers(promoted))) == 2

@@ -2,7 +2,7 @@
 
 import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +167,20 @@ def test_a_schedule_is_sent_without_its_pause_which_is_the_servers() -> None:
         assert all("active" not in schedule for schedule in described["schedules"])
 
 
-def deployed(settings: Settings, held: dict[str, dict[str, Any]]) -> Prefect:
-    """The server after the deployment of the tasks, which removes schedules there; it changes nothing else."""
+def deployed(settings: Settings, held: dict[str, dict[str, Any]], due: Sequence[dict[str, Any]] = ()) -> Prefect:
+    """The server after the deployment of the tasks, which adds and removes schedules there; it changes nothing else.
+
+    due: runs that wait for a worker, and are gone with a schedule.
+    """
+
+    def update(flow: str) -> Callable[[Any], tuple[int, Any]]:
+        def answer(body: Any) -> tuple[int, Any]:
+            known = {one["slug"] for one in held[flow]["schedules"]}
+            sent = [one for one in body.get("schedules", []) if one["slug"] not in known]
+            held[flow]["schedules"] += [{**one, "id": one["slug"], "active": True} for one in sent]
+            return 204, b""
+
+        return answer
 
     def remove(flow: str, id_: str) -> Callable[[Any], tuple[int, Any]]:
         def answer(_: Any) -> tuple[int, Any]:
@@ -180,11 +192,15 @@ def deployed(settings: Settings, held: dict[str, dict[str, Any]]) -> Prefect:
     routes = answers(held).routes | {
         "GET /health": lambda _: (200, True),
         "GET /work_pools/ptp": lambda _: (200, {}),
-        "POST /flow_runs/filter": lambda _: (200, []),
+        "POST /flow_runs/filter": lambda body: (200, due if body["deployments"]["id"]["any_"] == ["nightly"] else []),
+        "POST /deployments/nightly/create_flow_run": lambda _: (201, {}),
         "POST /automations/filter": lambda _: (200, []),
         "POST /automations/": lambda _: (201, {}),
     }
-    routes |= {f"PATCH /deployments/{flow}": lambda _: (204, b"") for flow in held}
+    routes |= {f"PATCH /deployments/{flow}": update(flow) for flow in held}
+    routes |= {f"PATCH /v2/concurrency_limits/{flow}": lambda _: (204, b"") for flow in held}
+    for one in deploy.describe_deployment("nightly", TASKS, NAMES, "")["schedules"]:
+        routes[f"PATCH /deployments/nightly/schedules/{one['slug']}"] = lambda _: (204, b"")
     for flow in held:
         for one in held[flow]["schedules"]:
             routes[f"DELETE /deployments/{flow}/schedules/{one['id']}"] = remove(flow, one["id"])
@@ -234,12 +250,56 @@ def test_a_slot_of_a_poll_that_no_run_holds_is_freed(slots: int, runs: list[Any]
     with listening(Prefect(free)) as prefect:
         deploy._free_leaked_slot(prefect.url, held)
     assert prefect.bodies("PATCH /v2/concurrency_limits/l") == freed
+    for query in prefect.bodies("POST /flow_runs/filter"):  # a run that starts or ends holds its slot too
+        assert {*query["flow_runs"]["state"]["type"]["any_"]} == {"PENDING", "RUNNING", "CANCELLING"}
+
+
+def test_a_deployment_frees_the_leaked_slot_of_each_poll(settings: Settings) -> None:
+    held = copy.deepcopy(ALL)
+    for flow in deploy.POLLS:
+        held[flow]["global_concurrency_limit"] = {"id": flow, "limit": 1, "active_slots": 1}
+    asked = [what for what, _ in deployed(settings, held).asked if "concurrency_limits" in what]
+    assert asked == [f"PATCH /v2/concurrency_limits/{flow}" for flow in deploy.POLLS]
+
+
+def test_a_night_that_is_due_outlives_a_deployment_that_removes_a_schedule(settings: Settings) -> None:
+    held = copy.deepcopy(ALL)
+    held["nightly"]["schedules"].append(by_hand("old"))
+    due = {
+        "id": "late",
+        "deployment_id": "nightly",
+        "auto_scheduled": True,
+        "estimated_start_time_delta": 60.0,
+        "expected_start_time": "2026-11-26T17:00:00Z",
+        "parameters": {"request": {"schedule": "old"}},
+    }
+    asked = [what for what, _ in deployed(settings, held, [due]).asked]
+    # looked at before anything changes, and made again after the last change that takes it away
+    assert asked.index("POST /flow_runs/filter") < asked.index("PATCH /deployments/nightly")
+    made = asked.index("POST /deployments/nightly/create_flow_run")
+    assert asked.index("DELETE /deployments/nightly/schedules/mine") < made
+
+
+def test_a_deployment_pauses_what_comes_in_place_of_a_paused_schedule(settings: Settings) -> None:
+    held = copy.deepcopy(ALL)
+    held["nightly"]["schedules"] = [by_hand("old") | {"active": False}]
+    prefect = deployed(settings, held)
+    for one in deploy.describe_deployment("nightly", TASKS, NAMES, "")["schedules"]:
+        [sent] = prefect.bodies(f"PATCH /deployments/nightly/schedules/{one['slug']}")
+        assert sent == {"active": False, "parameters": one["parameters"]}
+
+
+def test_a_deployment_installs_the_automations(settings: Settings) -> None:
+    assert deployed(settings, copy.deepcopy(ALL)).bodies("POST /automations/")
 
 
 def test_a_schedule_of_a_flow_that_runs_on_request_stays(settings: Settings) -> None:
     held = copy.deepcopy(ALL)
     held["ingest"]["schedules"].append(by_hand(None))
-    assert changes(deployed(settings, held), "ingest") == ["PATCH /deployments/ingest"]
+    prefect = deployed(settings, held)
+    assert changes(prefect, "ingest") == ["PATCH /deployments/ingest"]
+    [sent] = prefect.bodies("PATCH /deployments/ingest")
+    assert "schedules" not in sent  # an empty list would remove it
 
 
 @pytest.mark.parametrize(

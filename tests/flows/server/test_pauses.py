@@ -80,6 +80,7 @@ Change = Callable[[Held], object]
             lambda held: held.automations[1].update(enabled=False),
             ["the automation 'ptp: a crashed night goes on' is paused"],
         ),
+        (lambda held: held.automations.append({"id": "m", "name": "mine", "enabled": False}), []),
     ],
 )
 def test_what_is_paused_or_removed_is_said(change: Change, said: list[str]) -> None:
@@ -99,6 +100,12 @@ def test_what_is_paused_or_removed_is_said(change: Change, said: list[str]) -> N
         (lambda held: None, {"work_pool_name": None}, "then start this run again"),
         (lambda held: held.queues["default"].update(is_paused=True), {}, "the work queue default"),
         (lambda held: held.queues["training"].update(is_paused=True), {}, None),  # the run is in the other
+        (
+            lambda held: held.queues["default"].update(concurrency_limit=0),
+            {},
+            "the work queue default of the work pool",
+        ),
+        (lambda held: held.workers[0].update(status="OFFLINE"), {}, "no worker of the work pool ptp is online"),
         (lambda held: held.workers.clear(), {}, "no worker of the work pool ptp is online"),
         (lambda held: held.pool.update(concurrency_limit=2), {}, "takes at most 2 runs at once"),
         (lambda held: None, {"state": {"name": "AwaitingConcurrencySlot"}}, "the limit of runs of its deployment"),

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from flows.nightly import narrow
 from flows.server.schedules import (
     distinct_schedules,
+    find_slug,
     keep_pauses,
     list_due_runs,
     restore_due_runs,
@@ -136,6 +137,7 @@ def schedule(slug: str, active: bool = True) -> dict[str, object]:
         ([schedule("old", active=False), schedule("same")], ["same", "new"], ["new"]),
         ([schedule("old")], ["new"], []),  # what ran is replaced by what runs
         ([schedule("same", active=False)], ["same", "new"], []),  # nothing went, so nothing came in its place
+        ([{**schedule("mine", active=False), "slug": None}], ["new"], []),  # a person's own
     ],
 )
 def test_a_schedule_in_place_of_a_paused_one_is_paused(
@@ -172,7 +174,27 @@ def test_a_due_run_keeps_its_schedule_though_prefect_lost_the_parameter() -> Non
         made | {"parameters": {}},
         made | {"parameters": {"request": {"schedule": "y"}}},
         made | {"parameters": {}, "created_by": {"type": "SCHEDULE", "id": "id-gone"}},
+        made | {"parameters": {"request": {"tasks": ["mood"]}}},  # asked for by name: it is no schedule's
     ]
     with listening(Prefect({"POST /flow_runs/filter": lambda _: (200, runs)})) as prefect:
         due = list_due_runs(prefect.url, {"id": "d", "schedules": [schedule("x")]})
-    assert [run["parameters"]["request"]["schedule"] for run in due] == ["x", "y", None]
+    assert [run["parameters"]["request"].get("schedule", "none") for run in due] == ["x", "y", None, "none"]
+
+
+@pytest.mark.parametrize(
+    ("maker", "slug"),
+    [
+        ({"type": "SCHEDULE", "id": "id-x"}, "x"),
+        ({"type": "SCHEDULE", "id": "id-gone"}, None),
+        ({"type": "USER", "id": "id-x"}, None),
+        (None, None),
+    ],
+)
+def test_a_run_is_of_the_schedule_that_made_it(maker: dict[str, str] | None, slug: str | None) -> None:
+    answers = {
+        "GET /flow_runs/r": lambda _: (200, {"created_by": maker, "deployment_id": "d"}),
+        "GET /deployments/d": lambda _: (200, {"schedules": [schedule("x")]}),
+    }
+    with listening(Prefect(answers)) as prefect:
+        assert find_slug(prefect.url, "r") == slug
+        assert find_slug(prefect.url, "gone") is None
