@@ -145,9 +145,10 @@ class FolderStore:
         """Raise FileNotFoundError if the store's folder was there and is not any more: a disk that was unmounted is no
         empty store. One that was never there is.
         """
+        seen = self._seen  # before the look: another thread may make the folder meanwhile
         if self.root.is_dir():
             self._seen = True
-        elif self._seen:
+        elif seen:
             raise FileNotFoundError(errno.ENOENT, "the folder is gone")
 
     def _make(self, folder: Path, rights: int) -> None:
