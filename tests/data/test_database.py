@@ -171,6 +171,15 @@ def test_a_text_column_of_numbers_is_refused(rows: Rows) -> None:
         rows.read("SELECT 7 AS text, label FROM reviews")
 
 
+def test_a_text_that_is_missing_is_a_row_without_one(rows: Rows) -> None:
+    rows.put(("a", "bad"))
+    rows.run("INSERT INTO reviews VALUES (7, NULL, 'good')")
+    assert sorted(zip(rows.read().fields["text"], rows.read().labels, strict=True), key=str) == [
+        ("a", "bad"),
+        (None, "good"),
+    ]
+
+
 def test_a_missing_column_is_named(rows: Rows) -> None:
     rows.put(("a", "bad"))
     with pytest.raises(DataError, match=r"no column 'label', which data\.label names; the columns are text, lable"):
@@ -189,6 +198,14 @@ def test_too_many_rows_are_refused(rows: Rows, monkeypatch: pytest.MonkeyPatch) 
         rows.read()
     with pytest.raises(DataError, match=r"more than .* rows; give a part of it"):
         rows.key()
+
+
+def test_more_characters_than_fit_are_refused_before_all_are_read(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "MAX_BYTES", 20)
+    monkeypatch.setattr(database, "BATCH", 2)
+    rows.put(*[("nine here", "bad") for _ in range(4)])
+    with pytest.raises(DataError, match="more than 20 characters; give a part of it"):
+        rows.read()
 
 
 # ---------------------------------------------------------------- only reading

@@ -59,6 +59,11 @@ def test_what_is_missing_is_none_whatever_stands_for_it(tmp_path: Path) -> None:
     assert pairs(load(tmp_path, body, "jsonl")) == [("a", None), ("b", None), ("c", None), (None, "1")]
 
 
+def test_columns_that_begin_in_a_later_row_are_known(tmp_path: Path) -> None:
+    table = load(tmp_path, '{"text": "a"}\n{"label": "bad", "more": 1}\n', "jsonl")
+    assert (table.names, pairs(table)) == (["text", "label", "more"], [("a", None), (None, "bad")])
+
+
 def test_labels_of_several_types_are_read(tmp_path: Path) -> None:
     table = load(tmp_path, '{"text": "a", "label": 1}\n{"text": "b", "label": "0"}\n', "jsonl")
     assert (table.columns["label"].cells, table.columns["label"].kinds) == (["1", "0"], ("integers", "text"))
