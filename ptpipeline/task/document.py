@@ -177,8 +177,10 @@ def _read_otherwise(value: Any, written: Any, error: Any) -> bool:
     """
     *above, last = _path(value, error["loc"]) or (None,)
     for part in above:
+        if part not in _keys(written):  # a key that is a list or a mapping itself has another name in `value`
+            return False
         value, written = value[part], written[part]
-    if not isinstance(value, dict | list) or not isinstance(written, dict | list) or last not in _keys(value):
+    if not isinstance(value, dict | list) or not isinstance(written, dict | list) or last not in _keys(written):
         return False
     text = written[last]
     if not _is_plain(text) or type(value[last]) not in (type(None), _Plain):

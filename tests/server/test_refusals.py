@@ -23,9 +23,7 @@ from ptpipeline.server.refusals import Refusal, refuse
     ("error", "status", "code", "wait"),
     [
         (Overloaded("why", 7.2), 429, "overloaded", "8"),
-        (TimedOut("why"), 504, "timeout", None),
         (NotFound("why"), 404, "model_not_found", None),
-        (BaseModelError("why"), 404, "model_not_found", None),
         (ContextError("why"), 400, "context_length_exceeded", None),
         (DataError("why"), 400, "invalid_request", None),
     ],
@@ -40,6 +38,8 @@ def test_an_error_of_the_request_is_told(error: PtpError, status: int, code: str
     ("error", "status", "code", "wait"),
     [
         (ServiceUnavailable("the store at s3://x"), 503, "unavailable", "5"),
+        (TimedOut("vLLM at s3://x"), 504, "timeout", None),
+        (BaseModelError("vLLM at s3://x refuses"), 500, "server_error", None),
         (ArtifactError("s3://x is altered"), 502, "artifact_refused", None),
         (SettingsError("the key of s3://x"), 500, "server_error", None),
     ],

@@ -48,6 +48,14 @@ def test_a_value_that_an_alias_repeats_is_read(tmp_path: Path) -> None:
     assert load_task(written(tmp_path, GOOD.replace("steps: 5", "steps: &n 5, eval_every: *n"))).tune.eval_every == 5
 
 
+@pytest.mark.parametrize("key", ["{a: b}", "[a, b]"])
+@pytest.mark.parametrize("place", ["", "tune: "])
+def test_a_key_that_is_no_text_is_told_as_an_unknown_field(tmp_path: Path, key: str, place: str) -> None:
+    more = f"{{? {key} : }}\n" if place else f"? {key}\n:\n"
+    kept = "\n".join(line for line in GOOD.splitlines() if not place or not line.startswith(place))
+    assert "unknown field; allowed here" in message_of(tmp_path, f"{kept}\n{place}{more}")
+
+
 def test_a_pipe_is_no_task_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "reviews.yaml")
     with pytest.raises(TaskFileError, match="not a regular file"):
