@@ -40,10 +40,10 @@ def open_context() -> Context:
     """
     for name in ("ptpipeline", "registry"):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect's extra loggers keep the root's level, WARNING
-    if deployment.id:  # heartbeats have ended then, wherever Prefect's engine leaves the flow
-        atexit.register(report_suspended, PREFECT_API_URL.value(), str(flow_run.id), str(deployment.id))
     context = Context.open(load_settings())
     context.display = Bars()
+    if deployment.id:  # heartbeats have ended then, wherever Prefect's engine leaves the flow
+        atexit.register(report_suspended, PREFECT_API_URL.value(), str(flow_run.id), str(deployment.id))
     return context
 
 

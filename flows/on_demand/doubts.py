@@ -12,9 +12,10 @@ from ptpipeline.foreign import shorten
 
 def find_doubts(sketch: Sketch, facts: Facts) -> Iterator[str]:
     """Yield what a person should look at before the task runs, in a sentence each."""
-    for one, two in combinations(sorted(facts.labels), 2):
-        how = "differ in case alone" if one.casefold() == two.casefold() else "look alike"
-        if normalise(one) == normalise(two):
+    seen = {label: normalise(label) for label in sorted(facts.labels)}
+    for one, two in combinations(seen, 2):
+        if seen[one] == seen[two]:
+            how = "differ in case alone" if one.casefold() == two.casefold() else "look alike"
             yield f"labels: {one!r} and {shorten(two)} {how}; if they are one, give it one spelling"
     for label in sorted(facts.labels.keys() & MISSING):
         yield f"labels: {label!r} reads like a missing value; if these rows have no label, leave the cell empty"
