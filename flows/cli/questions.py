@@ -1,7 +1,8 @@
 """What `ptp predict` is asked: texts as arguments, the fields of one text by name, or the rows of a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from flows.cli.app import read_lines
 from flows.cli.options import naming_options, read_delimiter
@@ -13,7 +14,14 @@ from ptpipeline.task.source import Source
 from ptpipeline.task.template import Fields, list_fields
 
 
-def read_questions(texts: Sequence[str], pairs: Sequence[str], path: Path | None) -> list[str | Fields]:
+class Questions(NamedTuple):
+    """What is asked, and what messages call each text, by its number from 1."""
+
+    texts: list[str | Fields]
+    place: Callable[[int], str]
+
+
+def read_questions(texts: Sequence[str], pairs: Sequence[str], path: Path | None) -> Questions:
     """Return the texts, or the one text whose fields are given as `NAME=TEXT`; nothing if `path` has the rows.
 
     Raises DataError if nothing, or more than one way, was given, or a pair is none.
@@ -25,8 +33,10 @@ def read_questions(texts: Sequence[str], pairs: Sequence[str], path: Path | None
             "--input FILE"
         )
     if pairs:
-        return [read_pairs(pairs)]
-    return list(read_lines() if list(texts) == ["-"] else texts)
+        return Questions([read_pairs(pairs)], lambda _: "--field")
+    if list(texts) == ["-"]:
+        return Questions([*read_lines()], lambda number: f"standard input, line {number}")
+    return Questions([*texts], lambda number: f"text {number}")
 
 
 def read_pairs(pairs: Sequence[str]) -> Fields:
@@ -44,7 +54,7 @@ def read_pairs(pairs: Sequence[str]) -> Fields:
     return fields
 
 
-def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequence[str]) -> list[str | Fields]:
+def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequence[str]) -> Questions:
     """Return the rows of a file whose columns have the `names` of the fields.
 
     delimiter: stands between the fields of a csv file, if it is no comma. Raises NotFound if there is no such file,
@@ -70,4 +80,5 @@ def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequen
     broken = [number for number, cells in enumerate(rows, 1) if not is_utf8("".join(cell or "" for cell in cells))]
     if broken:
         raise DataError(f"{path}: {table.places.describe(broken)}: not UTF-8; save the file as UTF-8")
-    return [dict(zip(names, (cell or "" for cell in cells), strict=True)) for cells in zip(*columns, strict=True)]
+    texts = [dict(zip(names, (cell or "" for cell in cells), strict=True)) for cells in zip(*columns, strict=True)]
+    return Questions([*texts], lambda number: f"{path}: {table.places.describe([number])}")

@@ -203,11 +203,11 @@ def predict(
     predictor = load(reference, allow_older=allow_older)
     if rows is not None:
         given = read_rows(resolve_path(rows), form, delimiter, predictor.fields)
-    answers = predictor.answer_lines(given)
+    answers = predictor.answer_lines(given.texts, given.place)
     if as_json:
         print_table([{"index": index, **answer.to_json()} for index, answer in enumerate(answers)], as_json)
     else:
-        print_table([answer_row(answer, text) for answer, text in zip(answers, given, strict=True)], as_json)
+        print_table([answer_row(answer, text) for answer, text in zip(answers, given.texts, strict=True)], as_json)
 
 
 @app.command()

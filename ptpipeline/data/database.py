@@ -11,12 +11,11 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import date, datetime, time
-from decimal import Decimal
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptpipeline.data.cells import describe_value, write_out, write_row, write_value
 from ptpipeline.data.files import MAX_BYTES
 from ptpipeline.data.table import MAX_ROWS, Column, Part, Places, Table, Wanted, locate, too_many
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
@@ -59,7 +58,7 @@ def identify(source: Source, home: Path) -> Any:
                     f"{database.name}: version_query gives {len(rows) or 'no'} rows, expected 1 to {MAX_VERSION_ROWS}, "
                     "such as the newest time of a change"
                 )
-            return {"version": [_write_row(row) for row in rows]}
+            return {"version": [[write_out(cell) for cell in write_row(row)] for row in rows]}
 
 
 def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]:
@@ -98,10 +97,10 @@ def _read(source: Source, wanted: Sequence[Wanted], digest: "_Digest") -> Part:
             digest.add(rows)
             for column, index in at.items():
                 values = [row[index] for row in rows]
-                kinds[column] |= dict.fromkeys(_describe(value) for value in values if value is not None)
+                kinds[column] |= dict.fromkeys(describe_value(value) for value in values if value is not None)
                 if column in texts:
                     _check_texts(database.name, column, texts[column], values, count)
-                written = [_write(value) for value in values]
+                written = [write_value(value) for value in values]
                 size += sum(len(cell) for cell in written if cell is not None)
                 cells[column] += written
             count += len(rows)
@@ -133,7 +132,7 @@ class _Digest:
 
     def add(self, rows: Sequence[Sequence[Any]]) -> None:
         """Take some rows in."""
-        self.total += sum(int.from_bytes(hashlib.sha256(json.dumps(_write_row(row)).encode()).digest()) for row in rows)
+        self.total += sum(int.from_bytes(hashlib.sha256(json.dumps(write_row(row)).encode()).digest()) for row in rows)
         self.count += len(rows)
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
@@ -141,53 +140,11 @@ class _Digest:
         return {"columns": list(names), "rows": self.count, "sum": f"{self.total % 2**256:064x}"}
 
 
-# ---------------------------------------------------------------- values
-
-
-def _write_row(row: Sequence[Any]) -> list[str | None]:
-    return [_write(value) for value in row]
-
-
-def _write(value: Any) -> str | None:
-    """A value as a person would write it, by the same rules as one of a Parquet file; None for what is missing."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, bool | float | Decimal | datetime | date | time | bytes):
-        import pyarrow as pa
-
-        from ptpipeline.data.arrow import write_values
-
-        if isinstance(value, Decimal) and not value.is_finite():
-            return None if value.is_nan() else str(value)
-        try:
-            return write_values(pa.array([value]))[0]
-        except pa.ArrowException:  # more digits, or years, than Arrow has
-            return str(value)
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
-
-
-def _describe(value: Any) -> str:
-    """What a value is, in the words of data/table.py."""
-    if isinstance(value, str | bytes):
-        return "text"
-    if isinstance(value, bool):
-        return "booleans"
-    if isinstance(value, int):
-        return "integers"
-    if isinstance(value, float | Decimal):
-        return "numbers"
-    return "dates" if isinstance(value, date | time) else type(value).__name__[:40]
-
-
 def _check_texts(name: str, column: str, field: str, values: Sequence[Any], before: int) -> None:
     for number, value in enumerate(values, before + 1):
         if value is not None and not isinstance(value, str | bytes):
             raise DataError(
-                f"{name}: column {column!r}, which data.{field} names, holds {_describe(value)} in row {number}; "
+                f"{name}: column {column!r}, which data.{field} names, holds {describe_value(value)} in row {number}; "
                 "expected text: cast it in the query"
             )
 
@@ -240,11 +197,15 @@ class _Database:
             url = make_url(address)
         except (ArgumentError, ValueError):  # it is not shown, because it may hold a password
             raise SettingsError(f"{self.sql.url_env} holds no address of a database; {_EXPECTED}") from None
+        if url.get_backend_name() == "postgres":  # as libpq and many hosts write it
+            url = url.set(drivername="postgresql")
         if url.get_backend_name() == "postgresql" and url.database:
+            own = url.query.get("options", "")  # such as the schemas that are searched; of two settings, the last counts
+            options = " ".join([*([own] if isinstance(own, str) else own), OPTIONS])
             return create_engine(
                 url.set(drivername="postgresql+psycopg"),
                 isolation_level="REPEATABLE READ",
-                connect_args={"connect_timeout": WAIT_SECONDS, "options": OPTIONS},
+                connect_args={"connect_timeout": WAIT_SECONDS, "options": options},
                 execution_options={"postgresql_readonly": True},
             )
         if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
@@ -274,6 +235,11 @@ class _Database:
     def _translate(self, error: Any) -> Exception:
         if isinstance(error, sqlite3.Error):
             return self._translate_sqlite(error)
+        return self._translate_postgres(error)
+
+    def _translate_postgres(self, error: Any) -> Exception:
+        import psycopg
+
         state = getattr(error, "sqlstate", None) or ""
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         if state.startswith("28") or state == "42501" or (not state and _NO_ENTRY.search(str(error))):
@@ -283,8 +249,20 @@ class _Database:
             )
         if state == "25006":
             return DataError(f"{self.name}: the query writes, and only reading is allowed; write one SELECT")
-        if state.startswith("42"):  # names of tables and columns
-            return DataError(f"{self.name}: the query cannot run: {shorten(said, 200)}")
+        if state == "57014":
+            return DataError(f"{self.name}: the query takes more than {QUERY_SECONDS} s; write a shorter one")
+        if state.startswith("42") or state == "0A000":  # names of tables and columns; what no cursor takes
+            fix = "; write one SELECT" if state in ("42601", "0A000") else ""
+            return DataError(f"{self.name}: the query cannot run: {shorten(said, 200)}{fix}")
+        if not state and isinstance(error, psycopg.ProgrammingError):  # it may quote the address
+            return SettingsError(
+                f"{self.sql.url_env}: the address has an option that PostgreSQL does not know; {_EXPECTED}"
+            )
+        if not state and isinstance(error, psycopg.DataError):
+            return DataError(
+                f"{self.name}: a date or time is infinite, or before year 1 or behind year 9999; write it as text in the "
+                "query, such as by `::text`"
+            )
         if not state or state[:2] in ("08", "40", "53", "55", "57", "58"):
             return ServiceUnavailable(
                 f"{self.name}: the database does not answer ({state or type(error).__name__}); check that it runs and "
@@ -299,17 +277,29 @@ class _Database:
         if code == sqlite3.SQLITE_INTERRUPT:
             return DataError(f"{self.name}: the query takes more than {QUERY_SECONDS} s; write a shorter one")
         if code == sqlite3.SQLITE_CANTOPEN:
-            return DataError(f"{self.name}: there is no readable file at the address in {self.sql.url_env}")
+            return self._miss_file()
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return DataError(f"{self.name}: the file at the address in {self.sql.url_env} is no SQLite database")
         if code in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
             return DataError(f"{self.name}: the query does more than reading; write one SELECT")
+        if "bindings supplied" in str(error):
+            return DataError(f"{self.name}: the query has `?` or `:name` in the place of a value; write the value there")
         return DataError(f"{self.name}: the query cannot run: {shorten(str(error), 200)}")
+
+    def _miss_file(self) -> DataError:
+        return DataError(
+            f"{self.name}: there is no readable file at the address in {self.sql.url_env}; expected "
+            "sqlite:////absolute/file.db"
+        )
 
 
 def _open_sqlite(url: "URL") -> sqlite3.Connection:
     """Open the file so that no statement can write, attach another one, or change a setting."""
     path = Path(os.path.expanduser(str(url.database))).absolute()
+    if path.is_dir():  # which SQLite tells as a disk that fails
+        error = sqlite3.OperationalError("a folder")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=WAIT_SECONDS, check_same_thread=False)
     connection.text_factory = lambda body: body.decode("utf-8", "surrogateescape")
     connection.set_authorizer(_authorize)

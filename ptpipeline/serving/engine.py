@@ -56,10 +56,14 @@ class LoadedPrompt(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The fields of one text for the loaded prompt of that digest."""
+    """The fields of one text for the loaded prompt of that digest.
+
+    what: names the text in messages; by default, its number among those that are asked with it does.
+    """
 
     digest: str
     fields: Fields
+    what: str = ""
 
 
 class Rendered(NamedTuple):
@@ -144,7 +148,8 @@ class Engine:
         Raises ContextError if it does not fit beside its prompt, DataError if a field is missing or unknown.
         """
         manifest = self.find(question.digest).artifact.manifest
-        ids = encode_fields(self.base, manifest, question.fields, f"text {number} for {manifest.task}")
+        what = question.what or f"text {number} for {manifest.task}"
+        ids = encode_fields(self.base, manifest, question.fields, what)
         return Rendered(question.digest, ids)
 
     def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:

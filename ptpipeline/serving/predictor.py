@@ -1,7 +1,7 @@
 """`ptpipeline.load("task@alias").predict([...])`: answers in two calls, from the object store alone."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,11 +42,16 @@ class Predictor:
         version that gave it. Raises ContextError if a text does not fit beside the prompt, DataError if a field is
         missing, unknown, or not Unicode.
         """
+        given = list_texts(texts)
+        return self._predict({f"text {number} for {self.resolved.name}": text for number, text in enumerate(given, 1)})
+
+    def _predict(self, texts: Mapping[str, str | Fields]) -> list[Answer]:
+        """Return each text's answer, as `predict` does; messages call each text by its key."""
         from ptpipeline.serving.engine import Question
 
         artifact = self.resolved.artifact
         version, digest = self.resolved.name, artifact.digest  # once: it hashes the manifest
-        questions = [Question(digest, fields) for fields in self._name_fields(texts)]
+        questions = [Question(digest, fields, what) for what, fields in self._name_fields(texts).items()]
         if artifact.manifest.generate is not None:
             return [
                 Answer(label=None, probabilities={}, version=version, digest=digest, text=text)
@@ -54,23 +59,22 @@ class Predictor:
             ]
         return [self._build_answer(scores, digest) for scores in self.engine.score_labels(questions)]
 
-    def _name_fields(self, given: Iterable[str | Fields]) -> list[Fields]:
+    def _name_fields(self, given: Mapping[str, str | Fields]) -> dict[str, Fields]:
         """Return each text by field. A string among them needs a template of one field."""
         template = read_template(self.resolved.artifact.manifest)
-        named = [
-            template.name_fields(text, f"text {number} for {self.resolved.name}")
-            for number, text in enumerate(list_texts(given), 1)
-        ]
-        for number, fields in enumerate(named, 1):
+        named = {what: template.name_fields(text, what) for what, text in given.items()}
+        for what, fields in named.items():
             if any(isinstance(text, str) and _HALF.search(text) for text in fields.values()):
-                raise DataError(
-                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it again"
-                )
+                raise DataError(f"{what}: not Unicode, because it holds half of a surrogate pair; decode it again")
         return named
 
-    def answer_lines(self, lines: Sequence[str | Fields]) -> list[Answer]:
-        """Return one answer per line, as `predict` gives it; a blank line's has no label, or an empty text."""
-        answers = iter(self.predict([line for line in lines if not _is_blank(line)]))
+    def answer_lines(self, lines: Sequence[str | Fields], place: Callable[[int], str]) -> list[Answer]:
+        """Return one answer per line, as `predict` gives it; a blank line's has no label, or an empty text.
+
+        place: names a line in messages by its number from 1.
+        """
+        asked = {place(number): line for number, line in enumerate(lines, 1) if not _is_blank(line)}
+        answers = iter(self._predict(asked))
         return [self._build_blank() if _is_blank(line) else next(answers) for line in lines]
 
     def _build_blank(self) -> Answer:
@@ -106,7 +110,8 @@ def list_texts(given: Iterable[str | Fields]) -> list[str | Fields]:
 
 
 def _is_blank(line: str | Fields) -> bool:
-    return isinstance(line, str) and not line.strip()
+    texts = [line] if isinstance(line, str) else line.values()
+    return not any(text.strip() for text in texts)
 
 
 def load(reference: str, settings: Settings | None = None, allow_older: bool = False) -> Predictor:

@@ -8,7 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from ptpipeline.errors import ArtifactError, DataError
+from ptpipeline.errors import ArtifactError, ContextError, DataError
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.predictor import Predictor, list_texts
 from ptpipeline.serving.resolver import Resolved
@@ -69,8 +69,22 @@ def test_scores_that_are_no_numbers_are_no_answer() -> None:
 def test_half_a_surrogate_pair_is_told_with_its_number(given: Any) -> None:
     made = artifact(tiny(), embeddings(tiny(), " yes"))
     predictor = Predictor(Engine(tiny()), Resolved(made.manifest.task, 1, made, []))
-    with pytest.raises(DataError, match="text 2: not Unicode"):
+    with pytest.raises(DataError, match="text 2 for movies@1: not Unicode"):
         predictor.predict(["a film", given])
+
+
+@pytest.mark.parametrize(
+    "lines", [["a film", " ", "film " * 200], [{"text": "a"}, {"text": ""}, {"text": "film " * 200}]]
+)
+def test_a_line_is_told_by_its_own_place_and_a_blank_one_asks_nothing(lines: list[Any]) -> None:
+    made = artifact(tiny(), embeddings(tiny(), " yes"))
+    engine = Engine(tiny())
+    engine.load(made)
+    predictor = Predictor(engine, Resolved(made.manifest.task, 1, made, []))
+    with pytest.raises(ContextError, match=r"^rows\.csv: line 4: the text has [0-9]+ tokens"):
+        predictor.answer_lines(lines, lambda number: f"rows.csv: line {number + 1}")
+    labels = [answer.label for answer in predictor.answer_lines(lines[:2], str)]
+    assert [label is None for label in labels] == [False, True]
 
 
 def test_a_field_that_is_no_text_is_told_as_such() -> None:

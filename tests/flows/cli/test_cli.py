@@ -184,7 +184,7 @@ def test_a_line_that_is_not_utf8_is_named(environment: dict[str, str], body: byt
 @pytest.mark.usefixtures("ran")
 def test_an_argument_that_is_not_utf8_is_named(environment: dict[str, str]) -> None:
     done = ptp(environment, "predict", "tiny-sentiment", "good", os.fsdecode(b"caf\xe9"))  # as Python reads arguments
-    assert "text 2: not Unicode" in error_of(done, 1)
+    assert "error: text 2: not Unicode" in error_of(done, 1)
 
 
 def test_a_closed_standard_input_is_told(environment: dict[str, str]) -> None:

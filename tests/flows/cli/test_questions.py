@@ -11,7 +11,7 @@ import pytest
 
 from flows.cli.app import read_lines
 from flows.cli.options import read_delimiter
-from flows.cli.questions import read_rows
+from flows.cli.questions import read_questions, read_rows
 from ptpipeline.errors import DataError, NotFound
 
 
@@ -21,7 +21,7 @@ def test_a_file_of_another_delimiter_says_what_to_give_and_that_is_read(tmp_path
     with pytest.raises(DataError, match='give --delimiter ";"') as told:
         read_rows(path, None, None, ["text"])
     assert "data.source" not in str(told.value)
-    assert read_rows(path, None, ";", ["text"]) == [{"text": "a, b"}]
+    assert read_rows(path, None, ";", ["text"]).texts == [{"text": "a, b"}]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,23 @@ def test_the_options_that_a_message_names_read_the_file(
     named = [f"--format {form}" if form else "", f'--delimiter "{delimiter}"' if delimiter else ""]
     assert f"give {' '.join(filter(None, named))}" in str(told.value)
     assert "data.source" not in str(told.value)
-    assert read_rows(tmp_path / name, form, delimiter, ["text"]) == [{"text": "a, b"}]
+    assert read_rows(tmp_path / name, form, delimiter, ["text"]).texts == [{"text": "a, b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "place"),
+    [("rows.csv", 'text\n"a\nb"\n\nc\n', "line 5"), ("rows.jsonl", '{"text": "a"}\n\n{"text": "c"}\n', "line 3")],
+)
+def test_a_row_is_called_by_its_file_and_line(tmp_path: Path, name: str, body: str, place: str) -> None:
+    (tmp_path / name).write_text(body)
+    asked = read_rows(tmp_path / name, None, None, ["text"])
+    assert (asked.texts[1], asked.place(2)) == ({"text": "c"}, f"{tmp_path / name}: {place}")
+
+
+def test_a_line_of_standard_input_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\nb\n")))
+    asked = read_questions(["-"], [], None)
+    assert (asked.texts[2], asked.place(3)) == ("b", "standard input, line 3")
 
 
 def test_names_that_are_not_those_of_the_fields_are_told_with_what_to_do_in_the_file(tmp_path: Path) -> None:
@@ -68,7 +84,7 @@ def test_a_file_of_another_format_says_what_to_give_and_that_is_read(tmp_path: P
     path.write_text('{"text": "a, b"}\n')
     with pytest.raises(DataError, match="give --format jsonl"):
         read_rows(path, None, None, ["text"])
-    assert read_rows(path, "jsonl", None, ["text"]) == [{"text": "a, b"}]
+    assert read_rows(path, "jsonl", None, ["text"]).texts == [{"text": "a, b"}]
 
 
 @pytest.mark.parametrize(("form", "delimiter"), [("csv", ";;"), ("csv", '"'), ("jsonl", ";")])
