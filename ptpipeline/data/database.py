@@ -200,7 +200,9 @@ class _Database:
         if url.get_backend_name() == "postgres":  # as libpq and many hosts write it
             url = url.set(drivername="postgresql")
         if url.get_backend_name() == "postgresql" and url.database:
-            own = url.query.get("options", "")  # such as the schemas that are searched; of two settings, the last counts
+            own = url.query.get(
+                "options", ""
+            )  # such as the schemas that are searched; of two settings, the last counts
             options = " ".join([*([own] if isinstance(own, str) else own), OPTIONS])
             return create_engine(
                 url.set(drivername="postgresql+psycopg"),
@@ -260,8 +262,8 @@ class _Database:
             )
         if not state and isinstance(error, psycopg.DataError):
             return DataError(
-                f"{self.name}: a date or time is infinite, or before year 1 or behind year 9999; write it as text in the "
-                "query, such as by `::text`"
+                f"{self.name}: a date or time is infinite, or before year 1 or behind year 9999; write it as text in "
+                "the query, such as by `::text`"
             )
         if not state or state[:2] in ("08", "40", "53", "55", "57", "58"):
             return ServiceUnavailable(
@@ -283,7 +285,9 @@ class _Database:
         if code in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
             return DataError(f"{self.name}: the query does more than reading; write one SELECT")
         if "bindings supplied" in str(error):
-            return DataError(f"{self.name}: the query has `?` or `:name` in the place of a value; write the value there")
+            return DataError(
+                f"{self.name}: the query has `?` or `:name` in the place of a value; write the value there"
+            )
         return DataError(f"{self.name}: the query cannot run: {shorten(str(error), 200)}")
 
     def _miss_file(self) -> DataError:

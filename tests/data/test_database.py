@@ -186,6 +186,15 @@ def test_a_missing_column_is_named(rows: Rows) -> None:
         rows.read("SELECT text, label AS lable FROM reviews")
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("day", ["infinity", "0044-03-15 BC", "12000-01-01"])
+def test_a_date_that_python_has_not_is_told_with_what_reads_it(server: Rows, day: str) -> None:
+    server.put(("a", "bad"))
+    with pytest.raises(DataError, match=r"a date or time is infinite.* such as by `::text`"):
+        server.read(f"SELECT text, '{day}'::date AS label FROM reviews")
+    assert server.read(f"SELECT text, '{day}'::date::text AS label FROM reviews").labels == [day]
+
+
 def test_a_query_without_rows_is_refused(rows: Rows) -> None:
     with pytest.raises(DataError, match="the query gives no rows"):
         rows.read()
@@ -294,6 +303,10 @@ def test_a_version_query_is_asked_instead_of_the_rows(rows: Rows) -> None:
     assert rows.key("SELECT 1/0 FROM no_such_table", version_query=version) != key
 
 
+def test_a_version_that_is_no_utf8_has_a_key(sqlite: Rows) -> None:
+    assert sqlite.key(version_query="SELECT x'ff'") != sqlite.key(version_query="SELECT x'fe'")
+
+
 def test_a_version_query_of_many_rows_is_refused(rows: Rows) -> None:
     rows.put(*[(f"text {number}", "bad") for number in range(101)])
     with pytest.raises(DataError, match="version_query gives 101 rows, expected 1 to 100"):
@@ -389,8 +402,11 @@ def test_an_address_of_no_such_database_is_not_shown(
     assert "secret" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_is_not_made(sqlite: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REVIEWS_DB", f"sqlite:///{tmp_path}/none.db")
+@pytest.mark.parametrize("name", ["none.db", ""])
+def test_a_file_that_is_not_there_is_not_made(
+    sqlite: Rows, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVIEWS_DB", f"sqlite:///{tmp_path}/{name}")
     with pytest.raises(DataError, match="there is no readable file at the address in REVIEWS_DB"):
         sqlite.key()
     assert not (tmp_path / "none.db").exists()
@@ -430,6 +446,30 @@ def test_a_table_that_somebody_locks_is_transient(server: Rows, monkeypatch: pyt
         other.execute("LOCK TABLE reviews")
         with pytest.raises(ServiceUnavailable, match=r"does not answer .55P03"):
             server.read()
+
+
+@pytest.mark.servers
+def test_a_query_that_takes_too_long_is_refused(server: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "OPTIONS", "-c statement_timeout=50ms")
+    with pytest.raises(DataError, match="the query takes more than 600 s; write a shorter one"):
+        server.read("SELECT 'a' AS text, pg_sleep(9)::text AS label")
+
+
+@pytest.mark.servers
+def test_the_options_of_an_address_count(server: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of the same name in another schema holds other rows; the bound of the time stays."""
+    server.put(("of public", "bad"))
+    server.run("CREATE SCHEMA own CREATE TABLE reviews (id INTEGER, text TEXT, label TEXT)")
+    server.run("INSERT INTO own.reviews VALUES (1, 'of own', 'bad')")
+    url = os.environ["REVIEWS_DB"].replace("postgresql://", "postgres://")
+    monkeypatch.setenv("REVIEWS_DB", f"{url}?options=-csearch_path%3Down%20-cstatement_timeout%3D0")
+    assert server.read().fields["text"] == ["of own"]
+    assert server.read("SELECT current_setting('statement_timeout') AS text, 'bad' AS label").fields["text"] == [
+        "10min"
+    ]
+    monkeypatch.setenv("REVIEWS_DB", f"{url}?no_such_option=1")
+    with pytest.raises(SettingsError, match="REVIEWS_DB: the address has an option that PostgreSQL does not know"):
+        server.read()
 
 
 @pytest.mark.servers
