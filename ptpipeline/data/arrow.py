@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.data.parquet import open_parquet
-from ptpipeline.data.table import MAX_ROWS, Column, Listed, Places, Table, Wanted, collect, locate, too_many
+from ptpipeline.data.table import MAX_ROWS, NO_CLASS, Column, Listed, Places, Table, Wanted, collect, locate, too_many
 from ptpipeline.data.values import write_number
 from ptpipeline.errors import ArtifactError, DataError
 from ptpipeline.foreign import parse_json
@@ -48,7 +48,8 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
             if unfolded > MAX_BYTES:
                 raise DataError(f"{name}: its columns unfold into more than {MAX_BYTES} bytes; give a part of it")
             values = write_values(array)
-            _add(values if names is None else map(names.get, values), cells[column], adders[column])
+            named = values if names is None else [names.get(value, value) for value in values]
+            _add(named, cells[column], adders[column])
         if len(cells[column]) != (rows := reader.count_rows()):
             raise DataError(
                 f"{name}: column {column!r} has {len(cells[column])} values for {rows} rows: the file is damaged; "
@@ -194,7 +195,7 @@ def _describe(kind: Any) -> str:
     return next((name for name, check in names.items() if check(kind)), str(kind)[:40])
 
 
-def _class_names(schema: Any, column: str) -> dict[str | None, str] | None:
+def _class_names(schema: Any, column: str) -> dict[str | None, str | None] | None:
     """The name of each number of a column that `datasets` wrote as a ClassLabel; None for any other column."""
     import pyarrow.types as types
 
@@ -208,11 +209,11 @@ def _class_names(schema: Any, column: str) -> dict[str | None, str] | None:
         return None  # what it says is no more than a hint
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
-    return {str(number): name for number, name in enumerate(names)}
+    return {NO_CLASS: None, **{str(number): name for number, name in enumerate(names)}}
 
 
-def _turn_round(codes: dict[str | None, str] | None) -> dict[str, str]:
-    return {name: str(code) for code, name in (codes or {}).items()}
+def _turn_round(codes: dict[str | None, str | None] | None) -> dict[str, str]:
+    return {name: str(code) for code, name in (codes or {}).items() if name is not None}
 
 
 # ---------------------------------------------------------------- values

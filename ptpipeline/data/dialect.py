@@ -18,7 +18,7 @@ _NO_DELIMITERS = "\"'\r\n\\"
 
 def is_page(text: str) -> bool:
     """Whether a file that begins so is no table, but what a server showed instead of one."""
-    return text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml"))
+    return text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<table"))
 
 
 def advise_format(line: str) -> str | None:

@@ -5,15 +5,17 @@ of the classes. It is shown empty files of the formats that are read, so it neve
 of the split are then fetched one by one and read like local ones.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
-from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
-from ptpipeline.data.table import Column, Part, Table, Wanted
+from ptpipeline.data.local import MAX_FILES, Several, load_rows
+from ptpipeline.data.table import NO_CLASS, Column, NoRows, Part, Table, Wanted
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.foreign import parsing, shorten
 from ptpipeline.hub import asking_hub, open_hub
@@ -32,6 +34,7 @@ _FORMATS = {
 }
 _CARD_PLACES = ("configs", "data_files", "data_dir")  # of a card's own fields, those that lead to files
 _PACKED = (".gz", ".zst")
+_FORMAT = re.compile(r"set data\.source\.format: ")
 _READ_OPTIONS = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
 
 
@@ -60,15 +63,28 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]
         sizes = repository.list_sizes()
         with parsing(repository.name, "its card or file names are not as the hub has them", DataError):
             split = _find_split(repository, source, sizes, Path(temporary, "files"))
+        several = Several(len(split.files))
         for path in split.files:
             name = f"{repository.name}/{path}"
             if sizes[path] > MAX_BYTES:
                 raise DataError(f"{name}: {sizes[path]} bytes; a source may have at most {MAX_BYTES} bytes")
             file = repository.fetch(path, Path(temporary, "fetched"))
-            how = source.model_copy(update={"format": _format_of(path), "delimiter": _delimiter_of(path, split)})
-            with pass_empty(len(split.files)):
+            delimiter = source.delimiter or _delimiter_of(path, split)
+            how = source.model_copy(update={"format": _format_of(path), "delimiter": delimiter})
+            with several.reading(), _advising_download():
                 yield Part(name, _name_classes(load_rows(file, name, how, wanted, home), split.classes))
             file.unlink()
+
+
+@contextmanager
+def _advising_download() -> Iterator[None]:
+    """Raise a DataError about the format of a file with what to do: a hub's file is read as its name says."""
+    try:
+        yield
+    except NoRows:
+        raise
+    except DataError as error:
+        raise DataError(_FORMAT.sub(r"download the file, name its path, and \g<0>", str(error))) from None
 
 
 class _Repository:
@@ -124,6 +140,12 @@ def _find_split(repository: _Repository, source: Source, sizes: dict[str, int], 
             place.parent.mkdir(parents=True, exist_ok=True)
             place.touch()
     folder.mkdir(exist_ok=True)
+    if not any(map(_format_of, sizes)):
+        held = f"holds {shorten(', '.join(sizes))[1:-1]}" if sizes else "holds no file"
+        raise DataError(
+            f"{repository.name}: {held}, and nothing in {', '.join(sorted(set(_FORMATS.values())))}; download its rows,"
+            " write them in one of these formats, and name the file as `path`"
+        )
     for card in _CARDS:
         if sizes.get(card, 0) > MAX_CARD:
             raise DataError(f"{repository.name}: its {card} has {sizes[card]} bytes, at most {MAX_CARD} are read")
@@ -222,9 +244,10 @@ def _name_classes(table: Table, classes: dict[str, list[str]]) -> Table:
             continue
         numbers = {str(number): one for number, one in enumerate(names)}
         codes = {one: number for number, one in numbers.items()}
+        missing = {None, NO_CLASS}
         if "text" in column.kinds:  # a text is a name first, as `datasets` has it
             numbers |= {one: one for one in names}
-        if all(cell is None or cell in numbers for cell in column.cells):
-            cells = [None if cell is None else numbers[cell] for cell in column.cells]
+        if all(cell in missing or cell in numbers for cell in column.cells):
+            cells = [None if cell is None else numbers.get(cell) for cell in column.cells]
             columns[name] = Column(cells, ("text",), codes)
     return table._replace(columns=columns)

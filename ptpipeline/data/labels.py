@@ -6,6 +6,7 @@ integer 1, `True` the boolean true, and a number the class that it stands for in
 
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,7 +69,8 @@ class Labels:
         words = {_fold(label): words for label, words in self.words.items()}
         labels = {label: self.words[label] for label in self.words if label in used}
         labels |= {cell: words.get(_fold(cell), f" {cell.strip()}") for cell in sorted(found)}
-        if len(set(map(_fold, labels))) < len(labels):
+        mixed = used and all(map(_is_code, found)) and not any(map(_is_code, used))  # numbers of classes beside names
+        if mixed or len(set(map(_fold, labels))) < len(labels):
             return "give each label one spelling in the source"
         plain = self._are_labels(found) and all(map(str.isprintable, found))
         if isinstance(self.rule, Binned) or not plain or not found or not 1 < len(labels) <= MAX_ADVISED:
@@ -119,6 +121,10 @@ def _list(shown: Sequence[str]) -> str:
 
 def _is_label(cell: str) -> bool:
     return len(cell) <= MAX_LABEL and len(cell.split()) <= MAX_LABEL_WORDS
+
+
+def _is_code(label: str) -> bool:
+    return re.fullmatch("-?[0-9]+|true|false", label, re.IGNORECASE) is not None
 
 
 def _fold(label: str) -> str:

@@ -5,8 +5,9 @@ pip fetches once. A path is never a pattern.
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,22 @@ from ptpipeline.settings import resolve_path
 from ptpipeline.task.source import Source, find_format
 
 MAX_FILES = 1000  # of a source
+_SETTING = re.compile(r"set data\.source\.(format|delimiter): .*", re.DOTALL)
+_ALIKE = "write this file as those before it, as all files of a source are written alike, or leave it out"
+_ADDRESS = re.compile("([A-Za-z][A-Za-z0-9+.-]+):/")
+_INSTEAD = {
+    "file": "write the path alone",
+    "s3": "download an object by `aws s3 cp ADDRESS FILE` and name FILE; a task file names the objects themselves, as "
+    "`source: {s3: {url: ADDRESS}, format: csv}`",
+    "huggingface": "download one of its files and name that; a task file names the data set itself, as `source: {hub: "
+    "OWNER/NAME, revision: COMMIT, split: train}`",
+    **dict.fromkeys(
+        ("sqlite", "postgresql", "postgres"),
+        "write the rows into a file and name that; a task file names the database itself, as `source: {sql: {url_env: "
+        "VARIABLE, query: SELECT}}`",
+    ),
+}
+_FETCH = "download it, for example by `curl -fL ADDRESS -o FILE`, and name FILE"
 _READABLE = "name a file that you may read"
 
 
@@ -42,8 +59,9 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]
         yield Part(name, load_rows(_package_member(source, home).path, name, source, wanted, home))
         return
     files = _find_files(source)
+    several = Several(len(files))
     for path in files:
-        with pass_empty(len(files)):
+        with several.reading():
             yield Part(str(path), load_rows(path, str(path), source, wanted, home))
 
 
@@ -58,15 +76,57 @@ def load_rows(path: Path, name: str, source: Source, wanted: Sequence[Wanted], h
             raise DataError(f"{error}; FILE is the decompressed file") from None
 
 
-def pass_empty(files: int) -> AbstractContextManager[None]:
-    """Let a file without rows add none, if it is one of several: a cluster writes one for each empty part."""
-    return suppress(NoRows) if files > 1 else nullcontext()
+class Several:
+    """The files of a source, read one by one; `count` is their number."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.read = count, 0
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let a file without rows add none, if it is one of several: a cluster writes one for each empty part.
+
+        Raises DataError with what to do in the file if it is written unlike those before it: a setting that reads it
+        would read none of them.
+        """
+        try:
+            yield
+        except NoRows:
+            if self.count == 1:
+                raise
+        except DataError as error:
+            if not self.read:
+                raise
+            raise DataError(_SETTING.sub(_ALIKE, str(error))) from None
+        else:
+            self.read += 1
 
 
-def check_rows_file(path: Path, name: str | None = None) -> None:
-    """Raise NotFound, which calls the file `name`, if nothing there can be read as a file of rows."""
+def find_rows_file(given: Path) -> Path:
+    """Return the whole path of a file of rows that a person names.
+
+    Raises NotFound if nothing there can be read as one, with what to do if it is an address or a folder.
+    """
+    if address := _ADDRESS.match(str(given)):  # which may hold a password: it is not shown
+        scheme = address[1].lower()
+        hint = "huggingface" if "huggingface.co/datasets/" in str(given) else scheme.partition("+")[0]
+        raise NotFound(
+            f"{scheme}:// begins an address, and a file of this machine is expected; {_INSTEAD.get(hint, _FETCH)}"
+        )
+    path = resolve_path(given)
     if not path.is_file():
-        raise NotFound(f"{name or path}: {_describe_other(path)}; name a file of rows")
+        there = sorted(one.name for one in path.iterdir() if _tells_format(one)) if path.is_dir() else []
+        more = f", such as {shorten(str(given / there[0]), 200)}" if there else ""
+        several = "; for several files, write a list or a `glob` as the source in the task file" if there[1:] else ""
+        raise NotFound(f"{given}: {_describe_other(path)}; name a file of rows{more}{several}")
+    return path
+
+
+def _tells_format(path: Path) -> bool:
+    try:
+        return bool(find_format(path))
+    except DataError:
+        return False
 
 
 def tell_format(path: Path) -> str:
@@ -109,7 +169,7 @@ def _find_file(name: str, form: str) -> Path:
         path = Path(os.path.expanduser(name))
         if not path.is_file():
             several = (
-                "; several files are a list, or a pattern as `glob`" if path.is_dir() or set(name) & set("*?") else ""
+                "; several files are a list, or a pattern as `glob`" if path.is_dir() or set(name) & set("*?,") else ""
             )
             raise DataError(
                 f"data.source.path: {path}: {_describe_other(path)} (relative paths start at {Path.cwd()}); expected a "
@@ -124,12 +184,18 @@ def _match(pattern: str) -> list[Path]:
         found = sorted(glob.iglob(str(Path(pattern).expanduser()), recursive=True))
         files = [path for path in map(Path, found) if path.is_file()]
     if not 1 <= len(files) <= MAX_FILES:
-        what = "no file matches" if not files else f"{len(files)} files match, at most {MAX_FILES} are read"
+        what = _describe_none(pattern) if not files else f"{len(files)} files match, at most {MAX_FILES} are read"
         raise DataError(
             f"data.source.glob: {shorten(pattern)}: {what} (relative patterns start at {Path.cwd()}); correct the "
             "pattern, or name one file as `path`, which is never a pattern"
         )
     return files
+
+
+def _describe_none(pattern: str) -> str:
+    if os.path.isdir(os.path.expanduser(pattern)):
+        return "names a folder, whose files are those of FOLDER/*"
+    return "no file matches, as braces are no pattern" if "{" in pattern else "no file matches"
 
 
 def _package_member(source: Source, home: Path) -> Member:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
-from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
+from ptpipeline.data.local import MAX_FILES, Several, load_rows
 from ptpipeline.data.table import Part, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
 from ptpipeline.storage.s3 import KeyPair, check_credential, explain_fault, is_strange, make_client, read_fault
-from ptpipeline.task.source import S3Objects, Source
+from ptpipeline.task.source import FORMATS, S3Objects, Source
 
 _PIECE = 8 * 2**20
 
@@ -41,9 +41,10 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]
     bucket = _Bucket(_objects(source))
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     objects = bucket.list()
+    several = Several(len(objects))
     for found in objects:
         name = bucket.name(found.key)
-        with pass_empty(len(objects)), tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
+        with several.reading(), tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
             bucket.download(found, file)
             file.flush()
             yield Part(name, load_rows(Path(file.name), name, source, wanted, home))
@@ -74,7 +75,7 @@ class _Bucket:
         return f"s3://{self._objects.bucket}/{shorten(key, 1100)[1:-1]}"
 
     def list(self) -> list[_Object]:
-        """Return the objects by key; empty ones below a prefix are left out, as they hold no rows."""
+        """Return the objects by key; below a prefix, empty ones and marks are left out, as they hold no rows."""
         if self._objects.key and not self._objects.key.endswith("/"):
             with self._translating():
                 found = self._client.head_object(Bucket=self._objects.bucket, Key=self._objects.key)
@@ -83,10 +84,12 @@ class _Bucket:
         with self._translating():
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._objects.bucket, Prefix=self._objects.key):
+                if not page.keys() & {"Name", "IsTruncated"}:
+                    raise KeyError("Name")  # a page of HTML, which lists nothing
                 objects += [_Object(one["Key"], one["ETag"], one["Size"]) for one in page.get("Contents", ())]
                 if len(objects) > MAX_FILES:
                     raise DataError(f"{self._where}: more than {MAX_FILES} objects below it; name a longer prefix")
-        objects = sorted(one for one in objects if one.size)
+        objects = sorted(one for one in objects if one.size and not _is_mark(one.key))
         if not objects:
             raise DataError(f"{self._where}: no object with rows is below it; correct the prefix")
         return objects
@@ -143,6 +146,11 @@ class _Bucket:
         if meaning == "changed":
             return ServiceUnavailable(f"{self._where}: an object changed while it was read; run again")
         keys = ", ".join(self._objects.credentials_env or ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+        if status == 400 and meaning == "other":  # a key that no object can have, or a token that is out of date
+            return SettingsError(
+                f"{self._where}: the server takes no such request (400 {code}); check the url, and the credentials in "
+                f"{keys}"
+            )
         return explain_fault(fault, f"{self._where}: the server", "let it be read", keys) or SettingsError(
             f"{self._where}: the server refuses to let it be read ({status} {code}); check the credentials in {keys}, "
             "and their right to read and to list"
@@ -159,6 +167,12 @@ class _Bucket:
         except BotoCoreError:
             return True
         return True
+
+
+def _is_mark(key: str) -> bool:
+    """Whether an object is a note beside the rows: a hidden one, or Spark's `_SUCCESS`, `_metadata`, `_committed_1`."""
+    name = key.rpartition("/")[2].lower()
+    return name.startswith(".") or (name.startswith("_") and not any(f".{form}" in name for form in FORMATS))
 
 
 def _read_keys(objects: S3Objects) -> KeyPair | None:

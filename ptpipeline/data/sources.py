@@ -3,7 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ptpipeline.data import database, hub, local, s3
 from ptpipeline.data.joined import JoinedPlaces, count_rows, join
 from ptpipeline.data.table import Part, Places, Wanted, show_name
-from ptpipeline.errors import DataError, ServiceUnavailable
+from ptpipeline.errors import DataError, PtpError, ServiceUnavailable
 from ptpipeline.records.base import digest_of, read_clock
 from ptpipeline.records.data import Split
 from ptpipeline.task.data import Binned, Data, Source
@@ -97,8 +97,9 @@ class OpenSource:
 
     def _identify(self, split: Split | None, source: Source) -> Any:
         if source.sql is None or source.sql.version_query is not None:
-            return _place_of(source).identify(source, self._home)
-        content, self._kept[split] = database.identify_and_read(source, _name_columns(self._task))
+            return _identify(split, source, self._home)
+        with _naming(split):
+            content, self._kept[split] = database.identify_and_read(source, _name_columns(self._task))
         return content
 
     def read(self) -> SourceRows:
@@ -109,7 +110,7 @@ class OpenSource:
         contents, kept, self._kept = self._contents, self._kept, {}
         rows = read_rows(self._task, self._home, kept)
         for split, source in self._task.data.sources.items():
-            if split not in kept and _place_of(source).identify(source, self._home) != contents[split]:
+            if split not in kept and _identify(split, source, self._home) != contents[split]:
                 raise ServiceUnavailable(f"{rows.source}: the source changed while it was read; run again")
         return rows
 
@@ -121,8 +122,24 @@ def source_key(task: Task, home: Path, tokenizer: str | None = None) -> str:
     `OpenSource`. Raises what the place's `identify` raises: DataError if what it names is not there, SettingsError if
     its login is refused, and ServiceUnavailable if its server does not answer.
     """
-    contents = {split: _place_of(source).identify(source, home) for split, source in task.data.sources.items()}
+    contents = {split: _identify(split, source, home) for split, source in task.data.sources.items()}
     return _write_key(task, contents, tokenizer)
+
+
+def _identify(split: Split | None, source: Source, home: Path) -> Any:
+    with _naming(split):
+        return _place_of(source).identify(source, home)
+
+
+@contextmanager
+def _naming(split: Split | None) -> Iterator[None]:
+    """Raise an error about the source of a split with that source's settings, as `data.source.test.format`."""
+    try:
+        yield
+    except PtpError as error:
+        if split is not None:
+            error.args = (str(error).replace("data.source.", f"data.source.{split}."),)
+        raise
 
 
 def _write_key(task: Task, contents: Mapping[Split | None, Any], tokenizer: str | None) -> str:
@@ -204,9 +221,10 @@ def read_rows(task: Task, home: Path, kept: Mapping[Split | None, Part] = Mappin
     wanted = _name_columns(task)
     parts, splits = [], list[Split | None]()
     for split, source in data.sources.items():
-        for part in [kept[split]] if split in kept else _place_of(source).read(source, wanted, home):
-            parts.append(part)
-            splits += [split] * count_rows(part.table)
+        with _naming(split):
+            read = [kept[split]] if split in kept else list(_place_of(source).read(source, wanted, home))
+        parts += read
+        splits += [split] * sum(count_rows(part.table) for part in read)
     if not parts:
         raise DataError(f"data.source of task {task.name}: there are no rows in any of its files")
     joined = join(parts)

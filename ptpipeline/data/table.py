@@ -10,6 +10,7 @@ from ptpipeline.data.near import normalise
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import shorten
 
+NO_CLASS = "-1"  # what `datasets` has in the place of a class's number for a row without label
 MAX_ROWS = 10_000_000  # of a source file
 MAX_KNOWN = 10_000  # short values of a column that are kept once
 
@@ -165,7 +166,7 @@ def list_columns(names: Sequence[str]) -> str:
     if any(map(is_no_name, names)):
         return f"{len(names)}, of which one is too long for a name; the first line may be a row"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(map(show_name, names[:MAX_NAMES])) + more
+    return (", ".join(map(show_name, names[:MAX_NAMES])) or "none") + more
 
 
 def is_no_name(name: str) -> bool:

@@ -111,8 +111,9 @@ def _drop_unlisted(source: SourceRows, log: CheckLog) -> list[int]:
 
 
 def _advise_quotes(task: Task) -> str:
-    if any(source.format == "tsv" for source in task.data.sources.values()):
-        fix = 'set data.source.format: csv and data.source.delimiter: "\\t"'
+    if tsv := [split for split, source in task.data.sources.items() if source.format == "tsv"]:
+        place = "data.source" if tsv[0] is None else f"data.source.{tsv[0]}"
+        fix = f'set {place}.format: csv and {place}.delimiter: "\\t"'
     else:
         fix = "close the quote that opens there"
     return f"{fix}; if the texts are right, set data.checks.quotes to off"

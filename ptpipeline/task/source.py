@@ -164,14 +164,17 @@ class Source(Section):
             raise ValueError("`member` names the file inside `package`: give both or neither")
         if self.sha256 is not None and self.package is None:
             raise ValueError("`sha256` is that of the archive of a `package`: leave it out")
-        for path in self.paths:
+        for path in [*self.paths, *([] if self.glob is None else [self.glob])]:
+            if path.startswith("file:"):
+                raise ValueError(f"`{places[0]}` names local files, found file: in front of one: write the path alone")
             if "://" in path:
-                raise ValueError(f"`path` names local files, found an address, {path.split('://')[0]}://: {_OTHERS}")
+                scheme = path.split("://")[0]
+                raise ValueError(f"`{places[0]}` names local files, found an address, {scheme}://: {_OTHERS}")
         if len(set(self.paths)) < len(self.paths):
             raise ValueError("`path` lists a file twice: list each file once")
-        if self.columns is not None and self.format not in ("csv", "tsv"):
+        if self.columns is not None and self.format not in ("csv", "tsv") and self.hub is None:
             raise ValueError(f"`columns` names the columns of a csv or tsv file without header, not of {self.format}")
-        if self.delimiter is not None and self.format != "csv":
+        if self.delimiter is not None and self.format != "csv" and self.hub is None:
             raise ValueError(f"`delimiter` separates the fields of a csv file, not of {self.format}: leave it out")
         return self
 
@@ -204,6 +207,7 @@ def find_format(path: Path) -> str:
     """Return the format that a file's name tells, also behind `.gz` and `.zst`. Raises DataError if it tells none."""
     suffixes = [suffix.removeprefix(".").lower() for suffix in path.suffixes]
     form = next((suffix for suffix in reversed(suffixes) if suffix not in ("gz", "zst")), "")
+    form = "jsonl" if form in ("json", "ndjson") else form
     if form not in FORMATS:
         raise DataError(
             f"{path}: its name does not tell its format; give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

@@ -1,5 +1,6 @@
 """Splits that the source gives: by a column, or by a source each."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import pytest
 
 from ptpipeline.data.rows import CheckedRows, split_of
 from ptpipeline.data.snapshot import load_split, take_snapshot
-from ptpipeline.data.sources import read_rows, source_key
+from ptpipeline.data.sources import OpenSource, read_rows, source_key
 from ptpipeline.data.validation import check_rows
-from ptpipeline.errors import DataError
+from ptpipeline.errors import DataError, SettingsError
 from ptpipeline.records.data import DataCheck, Snapshot
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.data import SplitSpec
@@ -245,6 +246,25 @@ def test_the_key_follows_each_source(tmp_path: Path) -> None:
 def test_a_given_split_without_rows_is_named(tmp_path: Path, store: FolderStore) -> None:
     with pytest.raises(DataError, match=r"1 rows fall into the test split, at least 2 are needed; give more rows$"):
         take_snapshot(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:81]), store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("test", "place"),
+    [
+        ({"path": "none.csv"}, "data.source.test.path: none.csv: no such file"),
+        ({"path": "semi.csv"}, 'set data.source.test.delimiter: ";"'),
+        ({"format": None, "path": None, "sql": {"url_env": "NO_SUCH", "query": "x"}}, "data.source.test.sql.url_env: "),
+    ],
+)
+def test_a_setting_of_a_split_is_named_as_such(
+    tmp_path: Path, test: dict[str, Any], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:]).model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "semi.csv").write_text("text;label\na;bad\n")
+    task["data"]["source"]["test"] |= test
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((DataError, SettingsError), match=re.escape(place)):
+        OpenSource(Task.model_validate(task), tmp_path).read()
 
 
 def test_a_value_that_is_not_utf8_is_written_out_where_it_is_counted(tmp_path: Path) -> None:

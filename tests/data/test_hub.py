@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -117,6 +118,39 @@ def test_text_formats_are_read(hub: Hub, tmp_path: Path, name: str, body: str) -
     assert read_rows(task(), tmp_path).fields["text"] == ["a, b"]
 
 
+@pytest.mark.parametrize(
+    ("body", "advice", "settings"),
+    [
+        ("text;label\na;good\n", 'set data.source.delimiter: ";"', {"delimiter": ";"}),
+        ("a,good\nb,bad\n", "name its columns in data.source.columns", {"columns": ["text", "label"]}),
+    ],
+)
+def test_what_a_message_says_to_set_is_set_for_a_hub_too(
+    hub: Hub, tmp_path: Path, body: str, advice: str, settings: dict[str, Any]
+) -> None:
+    hub.put(PLACE, **{"train.csv": body})
+    with pytest.raises(DataError, match=re.escape(advice)):
+        read_rows(task(), tmp_path)
+    assert read_rows(task(**settings), tmp_path).fields["text"][0] == "a"
+
+
+def test_a_file_of_another_format_than_its_name_says_is_to_be_downloaded(hub: Hub, tmp_path: Path) -> None:
+    hub.put(PLACE, **{"train.csv": '{"text": "a", "label": "good"}\n'})
+    with pytest.raises(DataError, match=r"download the file, name its path, and set data\.source\.format: jsonl"):
+        read_rows(task(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "held"), [(["train.zip", "README.md"], "holds train.zip, README.md"), ([], "holds no file")]
+)
+def test_a_data_set_without_a_file_that_is_read_is_told_by_what_it_holds(
+    hub: Hub, tmp_path: Path, files: list[str], held: str
+) -> None:
+    hub.put(PLACE, **dict.fromkeys(files, "x"))
+    with pytest.raises(DataError, match=f"{held}, and nothing in csv, jsonl, parquet; download its rows"):
+        read_rows(task(), tmp_path)
+
+
 def test_the_separator_of_a_card_counts_and_other_options_are_refused(hub: Hub, tmp_path: Path) -> None:
     card = "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {}\n---\n"
     hub.put(PLACE, **{"README.md": card.format('sep: ";"'), "train.csv": "text;label\na;bad\n"})
@@ -158,7 +192,7 @@ def test_no_code_of_a_repository_is_run(hub: Hub, tmp_path: Path) -> None:
     pickled = f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
     scripts = {"reviews.py": script, "files.py": script, "lab/reviews.py": script, "data/train.pkl": pickled}
     hub.put(PLACE, **scripts)
-    with pytest.raises(DataError, match="do not tell the rows of config default"):
+    with pytest.raises(DataError, match="nothing in csv, jsonl, parquet"):
         read_rows(task(), tmp_path / "home")
     hub.put(PLACE, **scripts, **{"train.csv": f"{HEAD}a,bad\n"})
     assert read_rows(task(), tmp_path / "home").fields["text"] == ["a"]

@@ -94,6 +94,14 @@ def test_a_class_is_found_by_its_name_or_its_number() -> None:
     assert named(["neg", "pos"], "0", "1", neg="0", pos="1") == ["0", "1"]
 
 
+def test_a_number_of_no_class_is_told_and_minus_one_is_no_label(tmp_path: Path) -> None:
+    class_file(tmp_path / "rows.parquet", "bad", "good")
+    table = pq.read_table(tmp_path / "rows.parquet")
+    pq.write_table(table.set_column(1, "label", pa.array([-1, 7])), tmp_path / "rows.parquet")
+    task = task_of("bad", "good", source={"path": str(tmp_path / "rows.parquet"), "format": "parquet"})
+    assert read_rows(task, tmp_path).labels == [None, "7"]
+
+
 def test_a_class_whose_number_is_no_label_is_unknown() -> None:
     with pytest.raises(DataError, match=r"check unknown_label found 1: row 2: .*'odd' \(1 row\)"):
         named(["neg", "odd"], "0", "1", neg="0", odd="2")
@@ -222,6 +230,13 @@ def test_no_line_is_written_if_rows_lack_a_label(tmp_path: Path) -> None:
 def test_two_spellings_of_one_label_are_to_be_one() -> None:
     said = told(["good", "Good", "bad"], "good", "bad")
     assert "; give each label one spelling in the source, or set" in said
+
+
+@pytest.mark.parametrize("code", ["1", "-1", "True"])
+def test_numbers_of_classes_beside_their_names_are_no_more_labels(code: str) -> None:
+    said = told(["good", "bad", code], "good", "bad")
+    assert "give each label one spelling in the source" in said
+    assert "write in the task" not in said
 
 
 def test_warn_leaves_them_out_and_says_the_same(caplog: pytest.LogCaptureFixture) -> None:

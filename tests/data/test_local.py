@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ptpipeline.data import joined
+from ptpipeline.data.local import find_rows_file
 from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.validation import check_rows
-from ptpipeline.errors import DataError
+from ptpipeline.errors import DataError, NotFound
 from tests.data.declared import declared
 
 HEAD = "text,label\n"
@@ -63,6 +65,42 @@ def test_a_row_is_told_by_its_file_and_line(tmp_path: Path) -> None:
     task = declared(source={"path": [one, two]})
     with pytest.raises(DataError, match=r"a\.csv line 3, .*b\.csv lines 3, 4 and more"):
         check_rows(task, read_rows(task, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [("b.csv", "text;label\nc;bad\n"), ("b.csv", '{"text": "c", "label": "bad"}\n')]
+)
+def test_a_file_that_is_written_unlike_the_others_is_told_with_what_reads_all(
+    tmp_path: Path, name: str, body: str
+) -> None:
+    """The setting that reads it would read none of those before it."""
+    one, two = write(tmp_path / "a.csv", f"{HEAD}a,bad\n"), write(tmp_path / name, body)
+    with pytest.raises(DataError, match=r"b\.csv: .*, write this file as those before it, as all") as raised:
+        texts(tmp_path, path=[one, two])
+    assert "data.source." not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        ("https://host/rows.csv?key=secret", "curl -fL ADDRESS -o FILE"),
+        ("s3://secret/rows.csv", "source: {s3: {url: ADDRESS}, format: csv}"),
+        ("https://huggingface.co/datasets/lab/secret", "source: {hub: OWNER/NAME, revision: COMMIT, split: train}"),
+        ("postgresql+psycopg://me:secret@host/db", "source: {sql: {url_env: VARIABLE, query: SELECT}}"),
+        ("file:///secret.csv", "write the path alone"),
+    ],
+)
+def test_an_address_in_the_place_of_a_file_is_told_with_what_reads_it(given: str, fix: str) -> None:
+    with pytest.raises(NotFound, match=re.escape(fix)) as raised:
+        find_rows_file(Path(given))
+    assert "secret" not in str(raised.value)
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_with_what_it_holds(tmp_path: Path) -> None:
+    for name in ("notes.txt", "b.json", "a.csv.gz"):
+        write(tmp_path / name, "x")
+    with pytest.raises(NotFound, match=r"is a folder; name a file of rows, such as '.*/a\.csv\.gz'; for several files"):
+        find_rows_file(tmp_path)
 
 
 def test_a_missing_file_of_a_list_is_named(tmp_path: Path) -> None:
@@ -197,9 +235,17 @@ def test_a_file_whose_name_is_written_otherwise_is_told(
     assert read_rows(declared(there), tmp_path / "home").labels == ["bad"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "told"), [("", "names a folder, whose files are those of FOLDER/"), ("/{a,b}.csv", "braces")]
+)
+def test_what_is_no_pattern_is_told(tmp_path: Path, pattern: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        read_rows(declared(source={"path": None, "glob": f"{tmp_path}{pattern}"}), tmp_path / "home")
+
+
 def test_a_folder_or_pattern_as_a_path_is_told_with_what_reads_it(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\na,bad\n")
-    for path in (tmp_path, tmp_path / "*.csv"):
+    for path in (tmp_path, tmp_path / "*.csv", f"{tmp_path}/a.csv,{tmp_path}/b.csv"):
         with pytest.raises(DataError, match="several files are a list, or a pattern as `glob`"):
             read_rows(declared(path), tmp_path / "home")
     assert read_rows(declared(source={"path": None, "glob": str(tmp_path / "*.csv")}), tmp_path / "home").labels == [

@@ -65,6 +65,14 @@ def test_the_objects_below_a_prefix_are_read_by_key(bucket: Bucket) -> None:
     assert bucket.texts() == ["a/c.csv", "b.csv", "é.csv.gz"]
 
 
+def test_notes_beside_the_rows_are_no_rows(bucket: Bucket) -> None:
+    """As Spark, Databricks, Parquet and macOS leave them."""
+    for name in ("_committed_1", "_metadata", "._SUCCESS.crc", ".DS_Store", "a/.part.csv"):
+        bucket.put(name, "a note")
+    bucket.put("_own.csv", f"{HEAD}a,bad\n")
+    assert bucket.texts() == ["a"]
+
+
 def test_credentials_that_no_name_replaces_are_those_of_the_environment(bucket: Bucket) -> None:
     bucket.put("a.csv", f"{HEAD}a,bad\n")
     assert bucket.texts("a.csv", endpoint=None, credentials_env=None) == ["a"]
@@ -148,6 +156,20 @@ def test_what_is_no_server_of_objects_is_told(bucket: Bucket) -> None:
 
     with serve(Plain) as address, pytest.raises(SettingsError, match="the server does not answer as S3 does"):
         source_key(bucket.task("rows.csv", endpoint=address), bucket.home)
+
+
+def test_a_page_in_the_place_of_a_list_is_told(bucket: Bucket) -> None:
+    class Login(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            self.answer(200, b"<html>Log in</html>")
+
+    with serve(Login) as address, pytest.raises(SettingsError, match="the server does not answer as S3 does"):
+        source_key(bucket.task(endpoint=address), bucket.home)
+
+
+def test_a_key_that_the_server_refuses_is_told_with_the_url(bucket: Bucket) -> None:
+    with pytest.raises(SettingsError, match=r"takes no such request \(400 400\); check the url, and the credentials"):
+        source_key(bucket.task("../a.csv"), bucket.home)
 
 
 def test_a_server_that_redirects_is_told(bucket: Bucket) -> None:
