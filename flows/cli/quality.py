@@ -82,10 +82,10 @@ def evaluate(
     """
     from flows.cli.render import print_record
     from flows.on_demand.measure import measure_file
-    from ptpipeline.settings import resolve_path
+    from ptpipeline.data.local import find_rows_file
 
     context = _open_context(writing=False)
-    version, path = find_version(context.registry, reference), resolve_path(data)
+    version, path = find_version(context.registry, reference), find_rows_file(data)
     with naming_options():
         measured = measure_file(context, version, path, form, read_delimiter(delimiter))
     if as_json:

@@ -60,10 +60,10 @@ def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequen
     delimiter: stands between the fields of a csv file, if it is no comma. Raises NotFound if there is no such file,
     DataError if a field is missing, and what `load_rows` raises.
     """
-    from ptpipeline.data.local import check_rows_file, load_rows, tell_format
+    from ptpipeline.data.local import find_rows_file, load_rows, tell_format
     from ptpipeline.data.table import Wanted
 
-    check_rows_file(path)
+    path = find_rows_file(path)
     with parsing(
         f"{path}: --format and --delimiter", "--delimiter is one character between the fields of a csv", DataError
     ):
@@ -73,6 +73,11 @@ def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequen
     with naming_options():
         table = load_rows(path, str(path), source, wanted, load_settings().home)
     columns = [table.columns[name].cells for name in names]
+    if table.misquoted:
+        raise DataError(
+            f"{path}: {table.places.describe(table.misquoted)}: seem to have swallowed the lines behind, by a quote "
+            "that is not closed; close the quote that opens there, or give the rows as jsonl if the texts are right"
+        )
     missing = [number for number, cells in enumerate(zip(*columns, strict=True), 1) if None in cells]
     if missing:
         raise DataError(f"{path}: {table.places.describe(missing)}: a field is missing; fill {list_fields(names)} in")

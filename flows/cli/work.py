@@ -197,12 +197,11 @@ def predict(
     from flows.cli.questions import read_questions, read_rows
     from flows.cli.render import answer_row, print_table
     from ptpipeline.serving.predictor import load
-    from ptpipeline.settings import resolve_path
 
     given = read_questions(texts or [], field or [], rows)
     predictor = load(reference, allow_older=allow_older)
     if rows is not None:
-        given = read_rows(resolve_path(rows), form, delimiter, predictor.fields)
+        given = read_rows(rows, form, delimiter, predictor.fields)
     answers = predictor.answer_lines(given.texts, given.place)
     if as_json:
         print_table([{"index": index, **answer.to_json()} for index, answer in enumerate(answers)], as_json)

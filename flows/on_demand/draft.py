@@ -4,14 +4,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from flows.on_demand.layout import advise_layout, choose_dialect, read_beginning
 from ptpipeline.archives import unfold
-from ptpipeline.data.dialect import PAGE, USUAL, is_page, split
+from ptpipeline.data.dialect import advise_format
 from ptpipeline.data.files import list_columns, load_file
-from ptpipeline.data.local import check_rows_file, tell_format
+from ptpipeline.data.local import find_rows_file, tell_format
 from ptpipeline.data.near import normalise
 from ptpipeline.data.table import Table, Wanted, is_utf8
 from ptpipeline.data.table import list_columns as list_names
@@ -26,9 +26,7 @@ from ptpipeline.task.labels import MAX_LABELS
 from ptpipeline.task.source import Source
 from ptpipeline.task.task import Task
 
-LOOKED_AT = 1000  # lines that tell the dialect
 MAX_TOKENISED = 2_000_000  # characters of all texts together: a tokenizer holds hundreds of bytes for each
-_QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
 _BLANK_QUOTED = re.compile(r'[ \t]+".*"\s*', re.DOTALL)
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # YAML refuses or folds them unless they are escaped
 _TEXT = (
@@ -107,10 +105,11 @@ class Facts(NamedTuple):
 def look(path: Path, form: str | None, home: Path) -> Sketch:
     """Read a file of rows. Raises NotFound if there is none, DataError if it cannot be read or has no plain column."""
     path = Path(path)
-    check_rows_file(resolve_path(path), str(path))
+    file = find_rows_file(path)
     source = Source.model_validate({"path": str(path), "format": form or tell_format(path)})
-    with unfold(resolve_path(path), str(path), home) as plain:
-        source = source if form == "tsv" else _choose_dialect(source, plain)
+    with unfold(file, str(path), home) as plain:
+        lines = read_beginning(plain) if source.format in ("csv", "tsv") else []
+        source = choose_dialect(source, lines) if form != "tsv" else source
         listed = list_columns(str(path), plain, source)
         counts = Counter(listed.plain)
         names = [name for name, count in counts.items() if name.strip() and count == 1]
@@ -119,8 +118,8 @@ def look(path: Path, form: str | None, home: Path) -> Sketch:
                 f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
                 "one of labels: write each value in a column of its own"
             )
-        if is_page(names[0]):
-            raise DataError(f"{path}: {PAGE}")
+        if (advice := advise_format(names[0]) or advise_layout(lines, names, listed.plain)) is not None:
+            raise DataError(f"{path}: {advice}")
         table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
     rows = len(next(iter(table.columns.values())).cells)
     twice = {name: count for name, count in counts.items() if count > 1}
@@ -129,23 +128,6 @@ def look(path: Path, form: str | None, home: Path) -> Sketch:
 
 def _tell_nested(names: Sequence[str]) -> str:
     return f" ({list_names(names)}: lists or objects)" if names else ""
-
-
-def _choose_dialect(source: Source, path: Path) -> Source:
-    """Return the source with the delimiter that parts the first line with names into the most, if it is no comma; a tsv
-    with the quotes of a csv becomes a csv.
-    """
-    if source.format not in ("csv", "tsv"):
-        return source
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = [line for line in islice(file, LOOKED_AT) if line.strip()]
-    first = next((line for line in lines if not line.lower().lstrip('"').startswith("sep=")), "")
-    best = max(USUAL, key=lambda sign: len(split(first, sign)))
-    quoted = any(map(_QUOTED.search, lines)) or first.startswith('"')
-    if source.format == "tsv" and best == "\t" and not quoted:
-        return source
-    several = len(split(first, best)) > 1
-    return source.model_copy(update={"format": "csv", "delimiter": best if several and best != "," else None})
 
 
 def _see(name: str, table: Table) -> Seen:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flows.stages.compare import SeenRows, find_mismatch, text_of
 from flows.stages.context import Context
 from flows.stages.lengths import read_text, refuse_long
-from ptpipeline.data.local import check_rows_file, tell_format
+from ptpipeline.data.local import find_rows_file, tell_format
 from ptpipeline.errors import ContextError, DataError, NotFound
 from ptpipeline.foreign import parsing
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
@@ -15,7 +15,6 @@ from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.data import Split, SplitInfo
 from ptpipeline.records.reports import Scores, TextScores
 from ptpipeline.records.versions import VersionRef
-from ptpipeline.settings import resolve_path
 from ptpipeline.task.data import Source, SplitSpec
 from ptpipeline.task.folder import find_task
 from ptpipeline.task.task import Task
@@ -198,9 +197,9 @@ def _replace_source(task: Task, path: Path, form: str | None, delimiter: str | N
 
     Raises NotFound if there is no such file, DataError if its format is not known.
     """
-    check_rows_file(path)
+    path = find_rows_file(path)
     form = form or tell_format(path)
-    own: dict[str, object] = {"path": str(resolve_path(path)), "format": form}
+    own: dict[str, object] = {"path": str(path), "format": form}
     declared = task.data.sources.get(None) or task.data.sources["test"]
     if form == declared.format:
         own |= declared.model_dump(include={"columns", "delimiter"})

@@ -239,6 +239,10 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
     [
         (("none.csv", "--yes"), "none.csv: no such file; name a file of rows"),
         (("tasks", "--yes"), "tasks: is a folder"),
+        (
+            ("https://a/rows.csv", "--yes"),
+            "https:// begins an address, and a file of this machine is expected; download",
+        ),
         (("rows.txt", "--yes"), "its name does not tell its format; give --format"),
         (("rows.csv", "--yes", "--text", "x"), "no column 'x' for --text; there are id, text, label"),
         (("rows.csv", "--yes", "--label", "id"), "the column 'id' has 120 different values; expected 2 to 100 labels"),
@@ -248,7 +252,7 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
             "taken.yaml: there is a task of that name; give another with --name",
         ),
         (("rows.csv",), "nobody can be asked: add --yes"),
-        (("texts.csv", "--yes"), "no column looks like the label: name one with --label"),
+        (("texts.csv", "--yes"), "there is one column (text); expected one of texts and one of labels"),
         (("empty.csv", "--yes"), "empty.csv: "),
         (("rows.csv", "--yes", "--base", "nope"), "--base nope: no such base model; there are "),
         (("rows.csv", "--yes", "--text", "label", "--label", "label"), "--text and --label both name 'label'"),
@@ -267,7 +271,7 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("chat.jsonl", "--yes"), "no column of plain values (messages: lists or objects); expected at least one of"),
         (
             ("title.csv", "--yes"),
-            "line 2 has 2 fields, expected 1; the first line has to hold the names of all columns",
+            "expected one of texts and one of labels: if the first line is a title, delete it",
         ),
         (("keys.jsonl", "--yes"), "keys.jsonl: line 1 names 'text' twice; leave one of them out"),
         (("latin.csv", "--yes"), "no text of the column 'text' is UTF-8; save the file as UTF-8"),

@@ -57,6 +57,18 @@ def test_a_row_is_called_by_its_file_and_line(tmp_path: Path, name: str, body: s
     assert (asked.texts[1], asked.place(2)) == ({"text": "c"}, f"{tmp_path / name}: {place}")
 
 
+def test_a_quote_that_swallowed_rows_is_told(tmp_path: Path) -> None:
+    rows = [f"words {number},{number}\n" for number in range(30)]
+    (tmp_path / "rows.csv").write_text(f'text,id\n{"".join(rows[:3])}"{"".join(rows[3:])}last",1\n')
+    with pytest.raises(DataError, match=r"line 5: .* swallowed the lines behind"):
+        read_rows(tmp_path / "rows.csv", None, None, ["text"])
+
+
+def test_a_json_file_is_read_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('{"text": "a"}\n')
+    assert read_rows(tmp_path / "rows.json", None, None, ["text"]).texts == [{"text": "a"}]
+
+
 def test_a_line_of_standard_input_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\nb\n")))
     asked = read_questions(["-"], [], None)

@@ -1,0 +1,68 @@
+"""Files of text that are laid out as people lay out tables: `ptp init` says what they are, and its advice works."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.on_demand.draft import look
+from ptpipeline.errors import DataError
+from tests.tiny import sentences
+
+ROWS = sentences(20)
+
+
+def draw(begin: str, row: str, end: str = "") -> str:
+    return begin + "".join(f"{row.format(*pair)}\n" for pair in ROWS) + end
+
+
+def read(path: Path) -> list[tuple[str | None, str | None]]:
+    table = look(path, "csv", path.parent).table
+    return list(zip(table.columns["text"].cells, table.columns["label"].cells, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (draw("| text | label |\n|:-----|------:|\n", "| {} | {} |"), "drawn with bars"),
+        (draw(" text | label\n------+-------\n", " {} | {}"), "drawn with bars"),
+        (draw("+---+---+\n| text | label |\n+---+---+\n", "| {} | {} |", "+---+---+\n"), "drawn with bars"),
+        (draw(f"{'text':<60}  label\n", "{:<60}  {}"), "fixed places"),
+    ],
+)
+def test_a_drawn_table_is_told_with_a_command_that_makes_it_a_csv(tmp_path: Path, body: str, told: str) -> None:
+    (tmp_path / "FILE").write_text(body)
+    with pytest.raises(DataError, match=told) as raised:
+        look(tmp_path / "FILE", "csv", tmp_path)
+    command = str(raised.value).rpartition(" by: ")[2]
+    python = re.sub("^python", sys.executable, command)
+    subprocess.run(["bash", "-c", python], cwd=tmp_path, env=os.environ | {"LC_ALL": "C"}, check=True)
+    assert read(tmp_path / "NEW") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("title", "told"),
+    [
+        (
+            "Reviews of 2024,\n",
+            r"names one column \(Reviews of 2024\) and leaves 1 without a name: if it is a title, delete",
+        ),
+        ("Reviews of 2024\n", "one column.* if the first line is a title, delete it|delete what stands above it"),
+    ],
+)
+def test_a_title_over_the_names_of_the_columns_is_told(tmp_path: Path, title: str, told: str) -> None:
+    path, body = tmp_path / "rows.csv", draw("text,label\n", "{},{}")
+    path.write_text(title + body)
+    with pytest.raises(DataError, match=told):
+        look(path, None, tmp_path)
+    path.write_text(body)
+    assert read(path) == ROWS
+
+
+def test_json_under_the_name_of_a_table_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('[{"text": "a", "label": "b"}]')
+    with pytest.raises(DataError, match=r"if the file holds JSON, set data\.source\.format: jsonl"):
+        look(tmp_path / "rows.csv", None, tmp_path)
