@@ -63,6 +63,12 @@ class _Plain(str):
         return str(self) if bare else super().__repr__()
 
 
+_SHAPES = {  # of what pydantic tells in words of Python
+    "model_type": "expected fields, as {name: value}; docs/tasks.md lists them",
+    "list_type": "expected a list, as [value]",
+}
+
+
 class Section(BaseModel):
     """A part of a task file: frozen, without unknown fields and infinite numbers."""
 
@@ -256,7 +262,7 @@ def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Ba
         return f"{field}: unknown field; allowed here: {allowed}"
     if error["type"] == "missing":
         return f"{field}: this field is required and missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = _SHAPES.get(error["type"], error["msg"].removeprefix("Value error, "))
     if any(str(part).endswith("_env") for part in loc):
         return f"{field}: found a value that is not shown, as it may be a secret: {message}"
     shown = re.sub(r"//.*@", "//...@", repr(error["input"]))  # without a login
