@@ -12,6 +12,7 @@ _ADVICE = (
     (r"set data\.source\.delimiter: ", "give --delimiter "),
     (r"name its columns in data\.source\.columns", "put their names in front"),
     (r"write data\.\S+: (\".*\")", r"rename the column \1 in the file"),
+    (r", or write in the task labels: \{.*\}(?=, or set data\.checks)", ""),  # no version answers more labels
     (r"which data\.fields\.\w+ names", "which is a field of the template"),
 )
 _GUESSED = (  # by a verb that finds it by itself

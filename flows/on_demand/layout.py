@@ -5,24 +5,12 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from ptpipeline.data.dialect import USUAL, split
+from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
 from ptpipeline.data.table import list_columns
 from ptpipeline.task.source import Source
 
 LOOKED_AT = 1000  # lines that tell the dialect
 _QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
-_DASHES = re.compile(
-    r"\s*[|+]?[\s:]*-{2,}[\s:]*([|+][\s:]*-{2,}[\s:]*)*[|+]?\s*"
-)  # below a header line, or around a table
-_GAP = re.compile(r"\S(?: {2,}|\t+)(?=\S)")  # between names at fixed places
-_BARS = (
-    "the file is a table drawn with bars and dashes, as in Markdown; take these out by: "
-    "sed -E '/^[-|+: ]+$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
-)
-_FIXED = (
-    "the columns stand at fixed places, with blanks between them; write them as csv by: "
-    "python -c 'import pandas, sys; pandas.read_fwf(sys.argv[1], dtype=str).to_csv(sys.argv[2], index=False)' FILE NEW"
-)
 
 
 def read_beginning(path: Path) -> list[str]:
@@ -51,12 +39,12 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
 
     names: the columns that can be taken. header: all names of the first line.
     """
-    if any("|" in line for line in lines[:3]) and any(map(_DASHES.fullmatch, lines[:2])):
-        return _BARS
+    if any("|" in line for line in lines[:3]) and any(map(is_drawn, lines[:2])):
+        return BARS
     if len(names) > 1 or not lines:
         return None
-    if len(header) == 1 and _GAP.search(lines[0]) and "===" not in lines[0]:
-        return _FIXED
+    if len(header) == 1 and has_gaps(lines[0]):
+        return FIXED
     empty = len([name for name in header if not name.strip()])
     if empty:
         return (

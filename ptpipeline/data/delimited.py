@@ -7,12 +7,14 @@ hundred rows behind a quote that was never closed.
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ptpipeline.data.dialect import (
     BACKSLASH,
+    BARS,
     BEHIND,
     SINGLE,
     USUAL,
@@ -23,6 +25,7 @@ from ptpipeline.data.dialect import (
     are_single_quoted,
     find_delimiter,
     guess_delimiter,
+    is_drawn,
 )
 from ptpipeline.data.quotes import Misquoted
 from ptpipeline.data.table import (
@@ -48,6 +51,7 @@ MAX_FIELD, MAX_LINE = 16 * 2**20, 64 * 2**20  # characters
 _DIRECTIVE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
 END_OF_DOS = "\x1a"  # behind the last line
 _AROUND = "\ufeff \t\"'"  # a name that is written once more
+_TITLE_LINES = 10  # in which the names of the columns are looked for below a title
 _ROW_NAMES = ("0", "1")  # of the first row, as R and pandas number rows
 
 
@@ -255,11 +259,23 @@ class _Records:
         if not missing:
             return
         fix = advise_header(self.latest, names, wanted, self.delimiter, self.tsv)
+        fix = self._find_names({one.column for one in wanted}) or fix
         if fix is not None:
             raise missing_column(self.name, names, missing[0], fix)
         check_wanted(
             self.name, names, missing, "if the file has no header line, name its columns in data.source.columns"
         )
+
+    def _find_names(self, wanted: set[str]) -> str | None:
+        """Return what to do if the names of the columns stand in a later line, or the table is a drawn one."""
+        drawn = is_drawn(self.latest)
+        with suppress(DataError):
+            for record in islice(self.stream, _TITLE_LINES):
+                if drawn or is_drawn(self.latest):
+                    return BARS
+                if wanted <= set(record):
+                    return f"the names of the columns stand in line {self.line}: delete what stands above it"
+        return None
 
     def _check_row(self, first: list[str], at: dict[str, int]) -> None:
         """Raise DataError if the first line of a file that should have no header line names a wanted column."""

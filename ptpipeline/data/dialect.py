@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 
 from ptpipeline.data.table import Wanted, fold_name, is_utf8
@@ -13,7 +14,29 @@ BACKSLASH = 'a quote is escaped by a backslash; write a quote within a quoted fi
 BEHIND = 'text stands behind the quote that closes a field; write a quote within a quoted field as ""'
 SINGLE = "fields stand in single quotes; write them in double quotes"
 
+_DASHES = re.compile(r"[|+]?[\s:]*-{2,}[\s:]*([|+][\s:]*-{2,}[\s:]*)*[|+]?")  # below a header line, or around a table
+_GAP = re.compile(r"\S {2,}(?=\S)")  # between names at fixed places
+BARS = (
+    "the file is a table drawn with bars and dashes, as in Markdown; take these out by: "
+    "sed -E '/^[-|+: ]+$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
+)
+FIXED = (
+    "the columns stand at fixed places, with blanks between them; write them as csv by: "
+    "python -c 'import pandas, sys; pandas.read_fwf(sys.argv[1], dtype=str).to_csv(sys.argv[2], index=False)' FILE NEW"
+)
+
 _NO_DELIMITERS = "\"'\r\n\\"
+
+
+def is_drawn(line: str) -> bool:
+    """Whether a line is one of dashes, as stands around or below the names of the columns of a drawn table."""
+    plain = line[:MAX_LOOKED].strip()
+    return _DASHES.fullmatch(plain) is not None and bool(set(plain) & {"|", "+"})
+
+
+def has_gaps(line: str) -> bool:
+    """Whether names stand at fixed places of a line, with several blanks between them."""
+    return _GAP.search(line) is not None and "===" not in line
 
 
 def is_page(text: str) -> bool:
@@ -41,6 +64,12 @@ def advise_header(line: str, names: Sequence[str], wanted: Sequence[Wanted], del
         return 'set data.source.format: csv and data.source.delimiter: "\\t"'
     if are_single_quoted(names):
         return SINGLE
+    if (
+        len(names) == 1
+        and has_gaps(line)
+        and {fold_name(one.column) for one in wanted} <= set(map(fold_name, line.split()))
+    ):
+        return FIXED
     sign = find_delimiter(line, wanted)
     return None if sign is None or sign == delimiter else advise_delimiter(sign, tsv)
 

@@ -190,6 +190,34 @@ def test_single_quotes_are_told_and_make_no_row_of_the_header_line(tmp_path: Pat
     assert pairs(load(tmp_path, body.replace("'", '"'))) == AB
 
 
+@pytest.mark.parametrize(
+    ("title", "number"),
+    [("Reviews of 2024,\n", 2), ("Reviews of 2024\n\n", 3), ("# by x\n# on y\n", 3), ('"a, of\n2024",\n,\n', 4)],
+)
+def test_lines_above_the_names_of_the_columns_are_told_and_without_them_it_is_read(
+    tmp_path: Path, title: str, number: int
+) -> None:
+    body = "text,label\na,bad\nb,good\n"
+    with pytest.raises(DataError, match=f"the names of the columns stand in line {number}: delete what stands above"):
+        load(tmp_path, title + body)
+    assert pairs(load(tmp_path, body)) == AB
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("| text | label |\n|:--|--:|\n| a | bad |\n", "a table drawn with bars"),
+        ("+---+---+\n| text | label |\n+---+---+\n| a | bad |\n", "a table drawn with bars"),
+        ("text      label\na b       bad\n", "the columns stand at fixed places"),
+        ("x,y\n---,---\na,bad\n", "if the file has no header line"),
+    ],
+)
+@pytest.mark.parametrize("delimiter", [None, "|"])
+def test_a_drawn_table_is_told_as_one(tmp_path: Path, body: str, told: str, delimiter: str | None) -> None:
+    with pytest.raises(DataError, match=told):
+        load(tmp_path, body, delimiter=delimiter)
+
+
 def test_a_web_page_is_told(tmp_path: Path) -> None:
     for form in ("csv", "tsv", "jsonl"):
         with pytest.raises(DataError, match="the file is a page of HTML or XML"):

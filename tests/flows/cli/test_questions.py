@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.app import read_lines
-from flows.cli.options import read_delimiter
+from flows.cli.options import naming_options, read_delimiter
 from flows.cli.questions import read_questions, read_rows
 from ptpipeline.errors import DataError, NotFound
 
@@ -83,6 +83,12 @@ def test_names_that_are_not_those_of_the_fields_are_told_with_what_to_do_in_the_
     path.write_text("a\n")
     with pytest.raises(DataError, match="if the file has no header line, put their names in front"):
         read_rows(path, None, None, ["text"])
+
+
+def test_no_version_is_measured_on_more_labels_so_none_are_advised() -> None:
+    advice = 'correct the source, or write in the task labels: {"a": " a", "}, or": " b"}, or set data.checks.x to warn'
+    with pytest.raises(DataError, match=r"^correct the source, or set data\.checks\.x to warn$"), naming_options():
+        raise DataError(advice)
 
 
 def test_a_pipe_is_no_file_of_rows_and_told(tmp_path: Path) -> None:
