@@ -24,7 +24,7 @@ class Questions(NamedTuple):
 def read_questions(texts: Sequence[str], pairs: Sequence[str], path: Path | None) -> Questions:
     """Return the texts, or the one text whose fields are given as `NAME=TEXT`; nothing if `path` has the rows.
 
-    Raises DataError if nothing, or more than one way, was given, or a pair is none.
+    Raises DataError if nothing, or more than one way, was given, or a pair is none; NotFound if there is no such file.
     """
     ways = [name for name, value in (("TEXT", texts), ("--field", pairs), ("--input", path)) if value]
     if len(ways) != 1:
@@ -32,6 +32,10 @@ def read_questions(texts: Sequence[str], pairs: Sequence[str], path: Path | None
             f"{' and '.join(ways) or 'no text'} given; give texts, or --field NAME=TEXT for each field of one text, or "
             "--input FILE"
         )
+    if path is not None:  # no model has to be loaded to tell that it is not there
+        from ptpipeline.data.local import find_rows_file
+
+        find_rows_file(path)
     if pairs:
         return Questions([read_pairs(pairs)], lambda _: "--field")
     if list(texts) == ["-"]:

@@ -114,6 +114,8 @@ def find_rows_file(given: Path) -> Path:
             f"{scheme}:// begins an address, and a file of this machine is expected; {_INSTEAD.get(hint, _FETCH)}"
         )
     path = resolve_path(given)
+    if str(given) == "-" and not path.exists():
+        raise NotFound("standard input is no file of rows; write the rows into a file and name that")
     if not path.is_file():
         there = sorted(one.name for one in path.iterdir() if _tells_format(one)) if path.is_dir() else []
         more = f", such as {shorten(str(given / there[0]), 200)}" if there else ""

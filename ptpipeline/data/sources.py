@@ -138,7 +138,9 @@ def _naming(split: Split | None) -> Iterator[None]:
         yield
     except PtpError as error:
         if split is not None:
-            error.args = (str(error).replace("data.source.", f"data.source.{split}."),)
+            said = str(error).replace("data.source.", f"data.source.{split}.")
+            # two queries may go to one database, so that its name tells none of them
+            error.args = (f"data.source.{split}: {said}" if said.startswith("sql:") else said,)
         raise
 
 

@@ -254,6 +254,7 @@ def test_a_given_split_without_rows_is_named(tmp_path: Path, store: FolderStore)
         ({"path": "none.csv"}, "data.source.test.path: none.csv: no such file"),
         ({"path": "semi.csv"}, 'set data.source.test.delimiter: ";"'),
         ({"format": None, "path": None, "sql": {"url_env": "NO_SUCH", "query": "x"}}, "data.source.test.sql.url_env: "),
+        ({"format": None, "path": None, "sql": {"url_env": "A_DB", "query": "x"}}, "data.source.test: sql:A_DB: "),
     ],
 )
 def test_a_setting_of_a_split_is_named_as_such(
@@ -263,6 +264,7 @@ def test_a_setting_of_a_split_is_named_as_such(
     (tmp_path / "semi.csv").write_text("text;label\na;bad\n")
     task["data"]["source"]["test"] |= test
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("A_DB", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises((DataError, SettingsError), match=re.escape(place)):
         OpenSource(Task.model_validate(task), tmp_path).read()
 

@@ -240,6 +240,10 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("none.csv", "--yes"), "none.csv: no such file; name a file of rows"),
         (("tasks", "--yes"), "tasks: is a folder"),
         (
+            ("rows.csv", "texts.csv", "--yes"),
+            "2 files given, and it looks at one: name rows.csv alone, and write a list",
+        ),
+        (
             ("https://a/rows.csv", "--yes"),
             "https:// begins an address, and a file of this machine is expected; download",
         ),

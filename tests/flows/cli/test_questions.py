@@ -91,6 +91,12 @@ def test_no_version_is_measured_on_more_labels_so_none_are_advised() -> None:
         raise DataError(advice)
 
 
+@pytest.mark.parametrize(("name", "told"), [("-", "standard input is no file of rows"), ("none.csv", "no such file")])
+def test_a_file_that_is_not_there_is_told_before_a_model_is_loaded(name: str, told: str) -> None:
+    with pytest.raises(NotFound, match=told):
+        read_questions([], [], Path(name))
+
+
 def test_a_pipe_is_no_file_of_rows_and_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.csv")
     with pytest.raises(NotFound, match="is no regular file, such as a pipe or a device; name a file of rows"):
