@@ -274,7 +274,7 @@ class _Records:
                 if drawn or is_drawn(self.latest):
                     return BARS
                 if wanted <= set(record):
-                    return f"the names of the columns stand in line {self.line}: delete what stands above it"
+                    return f"the names of the columns seem to stand in line {self.line}: then delete what is above it"
         return None
 
     def _check_row(self, first: list[str], at: dict[str, int]) -> None:

@@ -198,7 +198,7 @@ def test_lines_above_the_names_of_the_columns_are_told_and_without_them_it_is_re
     tmp_path: Path, title: str, number: int
 ) -> None:
     body = "text,label\na,bad\nb,good\n"
-    with pytest.raises(DataError, match=f"the names of the columns stand in line {number}: delete what stands above"):
+    with pytest.raises(DataError, match=f"the names of the columns seem to stand in line {number}: then delete"):
         load(tmp_path, title + body)
     assert pairs(load(tmp_path, body)) == AB
 
