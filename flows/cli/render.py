@@ -269,11 +269,11 @@ def _describe_prompt(manifest: PromptManifest) -> str:
 def answer_row(answer: Answer, given: str | Fields) -> dict[str, Any]:
     """Return an answer for people, beside its text."""
     text = given if isinstance(given, str) else " | ".join(given.values())
-    if answer.label is None:
+    if answer.text is not None:
         return {"answer": answer.text, "version": answer.version, "text": text}
-    return {
+    return {  # a blank line has no label
         "label": answer.label,
-        "probability": f"{answer.probabilities[answer.label]:.3f}",
+        "probability": None if answer.label is None else f"{answer.probabilities[answer.label]:.3f}",
         "version": answer.version,
         "text": text,
     }

@@ -86,3 +86,9 @@ def test_an_answer_stands_beside_its_text_or_all_its_fields() -> None:
     assert answer_row(answer, "a film")["text"] == "a film"
     row = answer_row(answer, {"topic": "film", "review": "lovely"})
     assert (row["probability"], row["text"]) == ("0.750", "film | lovely")
+
+
+def test_a_blank_line_has_the_columns_of_the_others() -> None:
+    good = Answer(label="good", probabilities={"good": 1.0}, version="mood@1", digest="d" * 64)
+    blank = good.model_copy(update={"label": None, "probabilities": {}})
+    assert list(answer_row(blank, "")) == list(answer_row(good, "a film"))
