@@ -79,6 +79,11 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
     bases = list_bases(settings.tasks)
     if sketch.twice:
         say(f"columns of one name are not taken: {_tell_twice(sketch)}")
+    if sketch.unnamed:
+        say(
+            f"columns without a name are not taken: {sketch.unnamed}; if a title stands above the names of the columns,"
+            " delete it"
+        )
     if sketch.nested:
         say(f"columns of lists or objects are not taken: {list_columns(sketch.nested)}")
     if given["text"] is None and guess_text(sketch) is None and sketch.twice:

@@ -69,7 +69,7 @@ class Sketch(NamedTuple):
     """A file of rows as it was found: the source that reads it, its plain columns, and what is in them.
 
     `twice` counts the columns of each name that stands there several times, `nested` are the columns of lists and
-    objects: none of them is taken.
+    objects, `unnamed` counts those without a name, but for the first, which pandas writes: none of them is taken.
     """
 
     source: Source
@@ -78,6 +78,7 @@ class Sketch(NamedTuple):
     seen: list[Seen]
     twice: dict[str, int]
     nested: list[str]
+    unnamed: int = 0
 
 
 class Choice(NamedTuple):
@@ -122,8 +123,9 @@ def look(path: Path, form: str | None, home: Path) -> Sketch:
             raise DataError(f"{path}: {advice}")
         table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
     rows = len(next(iter(table.columns.values())).cells)
-    twice = {name: count for name, count in counts.items() if count > 1}
-    return Sketch(source, table, rows, [_see(name, table) for name in names], twice, listed.nested)
+    twice = {name: count for name, count in counts.items() if count > 1 and name.strip()}
+    unnamed = sum(not name.strip() for name in listed.plain[1:])
+    return Sketch(source, table, rows, [_see(name, table) for name in names], twice, listed.nested, unnamed)
 
 
 def _tell_nested(names: Sequence[str]) -> str:

@@ -35,6 +35,15 @@ def test_the_text_is_a_column_that_mostly_differs(sketch: Sketch, columns: list[
 
 
 @pytest.mark.parametrize(
+    ("header", "unnamed"), [("Review,,Kind", 1), (",text,label", 0), ("text,label,", 1), ("text,lang,label", 0)]
+)
+def test_columns_without_a_name_are_counted_but_for_an_index(tmp_path: Path, header: str, unnamed: int) -> None:
+    (tmp_path / "rows.csv").write_text(f"{header}\na,b,c\nd,e,f\n")
+    found = look(tmp_path / "rows.csv", None, tmp_path)
+    assert (found.unnamed, found.twice) == (unnamed, {})
+
+
+@pytest.mark.parametrize(
     ("column", "taken"),
     [
         (Seen("l", "text", 100, 2, 5.0), True),
