@@ -21,9 +21,7 @@ SHOWN_LABELS, SHOWN_COLUMNS = 20, 50
 
 @app.command()
 def init(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Rows with a header: csv, tsv, jsonl or parquet.")
-    ],
+    file: Annotated[list[Path], typer.Argument(metavar="FILE", help="Rows with a header: csv, tsv, jsonl or parquet.")],
     name: Annotated[str | None, typer.Option("--name", help="The task's name; by default after the file's.")] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="The column of texts.")] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="The column of labels.")] = None,
@@ -40,12 +38,12 @@ def init(
     """
     from ptpipeline.settings import load_settings
 
-    if len(files) > 1:
+    if len(file) > 1:
         raise DataError(
-            f"{len(files)} files given, and it looks at one: name {escape(str(files[0]))} alone, and write a list of "
+            f"{len(file)} files given, and it looks at one: name {escape(str(file[0]))} alone, and write a list of "
             "all as `path` of the source in the task file that it writes"
         )
-    draft_task(load_settings(), files[0], form, {"name": name, "base": base, "text": text, "label": label}, not yes)
+    draft_task(load_settings(), file[0], form, {"name": name, "base": base, "text": text, "label": label}, not yes)
 
 
 def draft_task(settings: "Settings", file: Path, form: str | None, given: Mapping[str, str | None], ask: bool) -> None:

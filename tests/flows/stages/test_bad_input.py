@@ -70,7 +70,7 @@ def test_a_text_over_the_context_is_named(project: Project) -> None:
 
 @pytest.mark.usefixtures("promoted")
 def test_a_question_over_the_context_is_refused(project: Project) -> None:
-    with pytest.raises(ContextError, match="text 1 for tiny-sentiment: the text has"):
+    with pytest.raises(ContextError, match="text 1 for tiny-sentiment@1: the text has"):
         ptpipeline.load("tiny-sentiment", project.settings).predict(["good " * 300])
 
 

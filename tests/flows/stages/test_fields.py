@@ -88,7 +88,7 @@ def test_words_do_not_pass_from_one_field_to_the_next() -> None:
         ({"review": "a"}, "the field 'topic' is missing; the template has the fields review and topic"),
         ({"review": "a", "topic": "b", "text": "c"}, "the field 'text' is unknown"),
         ({"review": "a", "topic": 3}, "the field 'topic' is int; expected text"),
-        ({"review": "a", "topic": "\ud800"}, "text 1: not Unicode"),
+        ({"review": "a", "topic": "\ud800"}, "text 1 for .*: not Unicode"),
         (7, "text 1 for .* is int; expected text"),
     ],
 )
@@ -114,7 +114,7 @@ def test_fields_and_files_are_asked_by_the_command(night: Project, monkeypatch: 
     [
         (["--field", "topic"], "--field 'topic' has no `=`"),
         (["--field", "topic=a", "--field", "topic=b"], "--field topic is given twice"),
-        (["--field", "topic=a"], "text 1 for tiny-sentiment: the field 'review' is missing"),
+        (["--field", "topic=a"], "--field: the field 'review' is missing"),
         (
             ["text", "--field", "topic=a"],
             "TEXT and --field given; give texts, or --field NAME=TEXT",
