@@ -74,6 +74,18 @@ def test_every_shipped_task_loads() -> None:
             "data.txet: unknown field; allowed here: checks, fields, label, slices, source, split, target, text",
         ),
         ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
+        (
+            "{steps: 5}",
+            "",
+            10,
+            "tune: found nothing: expected a mapping of fields; allowed here: batch_size, dev_rows,",
+        ),
+        (
+            "{path: rows.csv, format: csv}",
+            "rows.csv",
+            4,
+            "found 'rows.csv': expected a mapping of fields; allowed here: c",
+        ),
         ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),
         ("steps: 5", "learning_rate: .inf", 10, "tune.learning_rate: found inf: Input should be a finite number"),
         (
@@ -115,6 +127,8 @@ def test_every_shipped_task_loads() -> None:
             "dev = 0.95 leaves less than a tenth",
         ),
         ("dev: 0.1, test: 0.2", "column: a, train: [x], test: [y], group: b", 3, "the source gives the splits: remove"),
+        ("dev: 0.1", "column: part, train: a, dev: 0.1", 7, "split.train: found 'a': expected a list, as [one, two]"),
+        ("text: text", "fields: [a]", 5, "data.fields: found ['a']: expected names with values, as {name: value}"),
         ("dev: 0.1", "on_overlap: keep, dev: 0.1", 3, "here they are cut by hash: remove it"),
         ("{path: rows.csv, format: csv}", f"{{train: {ONE}, tset: {ONE}}}", 4, "source.test: this field is required"),
         ("{path: rows.csv, format: csv}", f"{{train: {ONE}, test: {ONE}, eval: {ONE}}}", 4, "here: dev, test, train"),
@@ -185,7 +199,7 @@ def test_every_shipped_task_loads() -> None:
             "path: rows.csv",
             "path: {a: rows.csv}",
             4,
-            "data.source.path: found {'a': 'rows.csv'}: Input should be a valid string",
+            "data.source.path: found {'a': 'rows.csv'}: expected a text",
         ),
     ],
 )
