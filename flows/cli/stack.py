@@ -28,7 +28,7 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     The stack is Prefect, MLflow and S3 on this machine. Run it again to deploy changed schedules.
     """
     from flows.cli.render import print_table
-    from flows.local.stack import Ports
+    from flows.local.ports import Ports
     from flows.local.stack import status as read_status
     from flows.local.stack import up as start
     from flows.server.deploy import deploy

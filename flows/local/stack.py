@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from flows.local import certificate
 from flows.local.keys import load_keys
 from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
+from flows.local.ports import Ports, choose_ports
 from flows.local.process import (
     MARK,
     Process,
@@ -36,8 +37,6 @@ from flows.local.process import (
 from flows.local.servers import (
     DEFAULT_PORTS,
     DEPENDS_ON,
-    GRPC_OFFSET,
-    LAST_PORT,
     NAMES,
     WITH_SETTINGS,
     Server,
@@ -57,14 +56,6 @@ _START_SECONDS = 180.0
 _LOG_LINES = 15
 
 log = logging.getLogger("ptpipeline.stack")
-
-
-class Ports(Record):
-    """Requested ports; None takes the port used before, else the default, else the next free one."""
-
-    storage: int | None = None
-    mlflow: int | None = None
-    prefect: int | None = None
 
 
 class Stack(Record):
@@ -149,7 +140,7 @@ def read(home: Path) -> Stack | None:
 def _start_missing(home: Path, requested: Ports) -> Stack:
     before = read(home)
     running = _keep_current(home, before.processes if before else {})
-    config = StackConfig(home, _choose_ports(before, running, requested), load_keys(home))
+    config = StackConfig(home, choose_ports(requested, _recorded_ports(before), running), load_keys(home))
     certificate.ensure(home)
     if before:
         _stop_dependents(running, _recorded_ports(before), config.ports)
@@ -267,42 +258,10 @@ def _wait(server: Server, process: Process, home: Path, started: bool) -> None:
     )
 
 
-def _choose_ports(before: Stack | None, running: dict[str, Process], requested: Ports) -> dict[str, int]:
-    recorded = _recorded_ports(before) if before else DEFAULT_PORTS
-    chosen: dict[str, int] = {}
-    for name in DEFAULT_PORTS:
-        given = getattr(requested, name)
-        if name in running:
-            chosen[name] = recorded[name]
-            if given not in (None, recorded[name]):
-                raise StackError(
-                    f"{name} runs on port {recorded[name]} already, not on {given}: `ptp down` first, or leave "
-                    "the port out"
-                )
-        elif given is not None:
-            if not _is_usable(name, given):
-                raise StackError(
-                    f"port {given} for {name} is busy: free it, or leave the port out to take the next free one"
-                )
-            chosen[name] = given
-        else:
-            chosen[name] = _next_free_port(name, recorded[name], set(chosen.values()))
-    return chosen
-
-
-def _next_free_port(name: str, first: int, taken: set[int]) -> int:
-    for port in range(first, LAST_PORT + 1):
-        if _is_usable(name, port) and port not in taken:
-            return port
-    option = "s3" if name == "storage" else name
-    raise StackError(f"no port from {first} to {LAST_PORT} is free for {name}: name one by `ptp up --{option}-port`")
-
-
-def _is_usable(name: str, port: int) -> bool:
-    return is_free(port) and (name != "storage" or is_free(port + GRPC_OFFSET))
-
-
-def _recorded_ports(stack: Stack) -> dict[str, int]:
+def _recorded_ports(stack: Stack | None) -> dict[str, int]:
+    """Return the ports of the stack's addresses; the default ones if there is no stack yet."""
+    if stack is None:
+        return DEFAULT_PORTS
     addresses = {"storage": "s3_endpoint", "mlflow": "mlflow", "prefect": "prefect"}
     return {name: urlparse(stack.settings[setting]).port or DEFAULT_PORTS[name] for name, setting in addresses.items()}
 

@@ -41,6 +41,14 @@ _BRANCHES = (
     *("one source", "a source per split", "a share", "some values", "a text", "a chat", "one path", "some paths"),
 )
 
+# What pydantic says in Python's words, in those of YAML.
+_EXPECTED = {
+    "dict_type": "expected names with values, as {name: value}",
+    "list_type": "expected a list, as [one, two]",
+    "tuple_type": "expected a list, as [one, two]",
+    "string_type": "expected a text",
+}
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -61,12 +69,6 @@ class _Plain(str):
     def __repr__(self) -> str:
         bare = _NUMBER.fullmatch(self) or self.lower() in ("true", "false")
         return str(self) if bare else super().__repr__()
-
-
-_SHAPES = {  # of what pydantic tells in words of Python
-    "model_type": "expected fields, as {name: value}; docs/tasks.md lists them",
-    "list_type": "expected a list, as [value]",
-}
 
 
 class Section(BaseModel):
@@ -262,10 +264,15 @@ def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Ba
         return f"{field}: unknown field; allowed here: {allowed}"
     if error["type"] == "missing":
         return f"{field}: this field is required and missing"
-    message = _SHAPES.get(error["type"], error["msg"].removeprefix("Value error, "))
+    if error["type"] == "model_type":
+        allowed = ", ".join(sorted(_fields_at(model, (*error["loc"], "any"))))
+        message = f"expected a mapping of fields; allowed here: {allowed}"
+    else:
+        message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     if any(str(part).endswith("_env") for part in loc):
         return f"{field}: found a value that is not shown, as it may be a secret: {message}"
-    shown = re.sub(r"//.*@", "//...@", repr(error["input"]))  # without a login
+    shown = "nothing" if error["input"] is None else repr(error["input"])
+    shown = re.sub(r"//.*@", "//...@", shown)  # without a login
     shown = re.sub(r"(?i)(pass\w*|secret\w*|token)(\s*=\s*)[^\s'\"]+", r"\1\2...", shown)
     return f"{field}: found {shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
 

@@ -12,9 +12,10 @@ import httpx
 import psutil
 import pytest
 
+from flows.local.ports import Ports
 from flows.local.process import find_marked, is_alive, spawn, stop
 from flows.local.servers import GRPC_OFFSET, mark_prefix
-from flows.local.stack import Ports, down, read, status, up
+from flows.local.stack import down, read, status, up
 from ptpipeline.errors import ServiceUnavailable, StackError
 from ptpipeline.settings import load_settings
 from ptpipeline.storage import open_store

@@ -13,8 +13,8 @@ import pytest
 from benchmarks.fixtures.s3_server import free_ports
 from flows.local import stack
 from flows.local.process import MARK, Process, is_alive, read_mark, spawn, stop
-from flows.local.servers import GRPC_OFFSET, LAST_PORT, Server, StackConfig, mark_prefix, worker_settings
-from flows.local.stack import Ports, Stack, _changed_settings, down, read
+from flows.local.servers import Server, StackConfig, mark_prefix, worker_settings
+from flows.local.stack import Stack, _changed_settings, down, read
 from ptpipeline.errors import StackError
 
 Sleeping = Callable[..., Process]
@@ -83,61 +83,6 @@ def test_who_was_told_a_port_that_moved_is_started_anew(sleeping: Sleeping, port
     assert ("mlflow" in running) == stays
 
 
-# ---------------------------------------------------------------- ports
-
-
-def recorded(storage: int, mlflow: int, prefect: int) -> Stack:
-    local = "http://127.0.0.1"
-    named = {"s3_endpoint": f"{local}:{storage}", "mlflow": f"{local}:{mlflow}", "prefect": f"{local}:{prefect}/api"}
-    return Stack(settings=named, processes={})
-
-
-def test_a_port_is_the_one_before_unless_another_is_given(sleeping: Sleeping) -> None:
-    storage, mlflow, prefect, other = free_ports(4)
-    before = recorded(storage, mlflow, prefect)
-    chosen = stack._choose_ports(before, {}, Ports(mlflow=other))
-    assert chosen == {"storage": storage, "mlflow": other, "prefect": prefect}
-
-
-def test_two_servers_never_share_a_port_and_a_busy_one_is_passed_over() -> None:
-    storage, one, busy = free_ports(3)
-    with socket.create_server(("127.0.0.1", busy)):
-        chosen = stack._choose_ports(recorded(storage, busy, one), {}, Ports())
-        assert chosen["mlflow"] > busy
-    chosen = stack._choose_ports(recorded(storage, one, one), {}, Ports())
-    assert chosen["mlflow"] == one < chosen["prefect"]
-
-
-def test_a_given_port_that_is_busy_is_refused_and_so_is_another_than_a_running_servers(sleeping: Sleeping) -> None:
-    storage, mlflow, prefect, busy = free_ports(4)
-    before = recorded(storage, mlflow, prefect)
-    with socket.create_server(("127.0.0.1", busy)), pytest.raises(StackError, match=f"port {busy} for mlflow is busy"):
-        stack._choose_ports(before, {}, Ports(mlflow=busy))
-    running = {"mlflow": sleeping("m")}
-    assert stack._choose_ports(before, running, Ports(mlflow=mlflow))["mlflow"] == mlflow
-    with pytest.raises(StackError, match=f"runs on port {mlflow} already, not on {busy}: `ptp down` first"):
-        stack._choose_ports(before, running, Ports(mlflow=busy))
-
-
-def test_the_last_port_may_be_taken_and_behind_it_there_is_none() -> None:
-    """A person may have named it, and `ptp up` takes the port of before."""
-    with ExitStack() as taken:
-        if stack.is_free(LAST_PORT):
-            assert stack._next_free_port("mlflow", LAST_PORT, set()) == LAST_PORT
-            taken.enter_context(socket.create_server(("127.0.0.1", LAST_PORT)))
-        told = f"no port from {LAST_PORT} to {LAST_PORT} is free for storage: name one by `ptp up --s3-port`"
-        with pytest.raises(StackError, match=told):
-            stack._next_free_port("storage", LAST_PORT, set())
-
-
-def test_storage_needs_the_port_of_its_grpc_too() -> None:
-    port = next(port for port in free_ports(20) if port + GRPC_OFFSET <= 65_535)
-    assert stack._is_usable("storage", port)
-    with socket.create_server(("127.0.0.1", port + GRPC_OFFSET)):
-        assert not stack._is_usable("storage", port)
-        assert stack._is_usable("mlflow", port)
-
-
 # ---------------------------------------------------------------- starting
 
 
@@ -168,11 +113,12 @@ def test_one_call_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_record_is_private_and_goes_with_what_made_it(tmp_path: Path) -> None:
-    before, path = recorded(1, 2, 3), tmp_path / "stack.json"
+    before, after = (Stack(settings={"store": store}, processes={}) for store in ("s3://one", "s3://two"))
+    path = tmp_path / "stack.json"
     stack._write(tmp_path, before)
     assert (read(tmp_path), stat.S_IMODE(path.stat().st_mode)) == (before, 0o600)
-    stack._restore(tmp_path, recorded(4, 5, 6))
-    assert read(tmp_path) == recorded(4, 5, 6)
+    stack._restore(tmp_path, after)
+    assert read(tmp_path) == after
     stack._restore(tmp_path, None)
     assert read(tmp_path) is None
 

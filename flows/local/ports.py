@@ -1,0 +1,54 @@
+"""Which ports the servers of the local stack take."""
+
+from collections.abc import Collection, Mapping
+
+from flows.local.process import is_free
+from flows.local.servers import DEFAULT_PORTS, GRPC_OFFSET, LAST_PORT
+from ptpipeline.errors import StackError
+from ptpipeline.records.base import Record
+
+
+class Ports(Record):
+    """Requested ports; None takes the port used before, else the default, else the next free one."""
+
+    storage: int | None = None
+    mlflow: int | None = None
+    prefect: int | None = None
+
+
+def choose_ports(requested: Ports, recorded: Mapping[str, int], running: Collection[str]) -> dict[str, int]:
+    """Return a port for each server that has one; those that run keep the recorded one.
+
+    Raises StackError if a requested port is busy, is not the one of a running server, or if no port is free.
+    """
+    chosen: dict[str, int] = {}
+    for name in DEFAULT_PORTS:
+        given = getattr(requested, name)
+        if name in running:
+            chosen[name] = recorded[name]
+            if given not in (None, recorded[name]):
+                raise StackError(
+                    f"{name} runs on port {recorded[name]} already, not on {given}: `ptp down` first, or leave "
+                    "the port out"
+                )
+        elif given is not None:
+            if not _is_usable(name, given):
+                raise StackError(
+                    f"port {given} for {name} is busy: free it, or leave the port out to take the next free one"
+                )
+            chosen[name] = given
+        else:
+            chosen[name] = _next_free_port(name, recorded[name], set(chosen.values()))
+    return chosen
+
+
+def _next_free_port(name: str, first: int, taken: set[int]) -> int:
+    for port in range(first, LAST_PORT + 1):
+        if _is_usable(name, port) and port not in taken:
+            return port
+    option = "s3" if name == "storage" else name
+    raise StackError(f"no port from {first} to {LAST_PORT} is free for {name}: name one by `ptp up --{option}-port`")
+
+
+def _is_usable(name: str, port: int) -> bool:
+    return is_free(port) and (name != "storage" or is_free(port + GRPC_OFFSET))
