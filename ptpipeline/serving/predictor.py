@@ -1,7 +1,7 @@
 """`ptpipeline.load("task@alias").predict([...])`: answers in two calls, from the object store alone."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,15 +43,17 @@ class Predictor:
         missing, unknown, or not Unicode.
         """
         given = list_texts(texts)
-        return self._predict({f"text {number} for {self.resolved.name}": text for number, text in enumerate(given, 1)})
+        return self._predict(
+            [(f"text {number} for {self.resolved.name}", text) for number, text in enumerate(given, 1)]
+        )
 
-    def _predict(self, texts: Mapping[str, str | Fields]) -> list[Answer]:
-        """Return each text's answer, as `predict` does; messages call each text by its key."""
+    def _predict(self, asked: Sequence[tuple[str, str | Fields]]) -> list[Answer]:
+        """Return each text's answer, as `predict` does; before each stands what messages call it."""
         from ptpipeline.serving.engine import Question
 
         artifact = self.resolved.artifact
         version, digest = self.resolved.name, artifact.digest  # once: it hashes the manifest
-        questions = [Question(digest, fields, what) for what, fields in self._name_fields(texts).items()]
+        questions = [Question(digest, fields, what) for what, fields in self._name_fields(asked)]
         if artifact.manifest.generate is not None:
             return [
                 Answer(label=None, probabilities={}, version=version, digest=digest, text=text)
@@ -59,21 +61,21 @@ class Predictor:
             ]
         return [self._build_answer(scores, digest) for scores in self.engine.score_labels(questions)]
 
-    def _name_fields(self, given: Mapping[str, str | Fields]) -> dict[str, Fields]:
-        """Return each text by field. A string among them needs a template of one field."""
+    def _name_fields(self, asked: Sequence[tuple[str, str | Fields]]) -> Iterator[tuple[str, Fields]]:
+        """Yield each text by field. A string among them needs a template of one field."""
         template = read_template(self.resolved.artifact.manifest)
-        named = {what: template.name_fields(text, what) for what, text in given.items()}
-        for what, fields in named.items():
-            if any(isinstance(text, str) and _HALF.search(text) for text in fields.values()):
+        for what, text in asked:
+            fields = template.name_fields(text, what)
+            if any(isinstance(part, str) and _HALF.search(part) for part in fields.values()):
                 raise DataError(f"{what}: not Unicode, because it holds half of a surrogate pair; decode it again")
-        return named
+            yield what, fields
 
     def answer_lines(self, lines: Sequence[str | Fields], place: Callable[[int], str]) -> list[Answer]:
         """Return one answer per line, as `predict` gives it; a blank line's has no label, or an empty text.
 
         place: names a line in messages by its number from 1.
         """
-        asked = {place(number): line for number, line in enumerate(lines, 1) if not _is_blank(line)}
+        asked = [(place(number), line) for number, line in enumerate(lines, 1) if not _is_blank(line)]
         answers = iter(self._predict(asked))
         return [self._build_blank() if _is_blank(line) else next(answers) for line in lines]
 

@@ -83,8 +83,8 @@ def test_a_line_is_told_by_its_own_place_and_a_blank_one_asks_nothing(lines: lis
     predictor = Predictor(engine, Resolved(made.manifest.task, 1, made, []))
     with pytest.raises(ContextError, match=r"^rows\.csv: line 4: the text has [0-9]+ tokens"):
         predictor.answer_lines(lines, lambda number: f"rows.csv: line {number + 1}")
-    labels = [answer.label for answer in predictor.answer_lines(lines[:2], str)]
-    assert [label is None for label in labels] == [False, True]
+    labels = [answer.label for answer in predictor.answer_lines([*lines[:2], lines[0]], lambda number: "rows.csv")]
+    assert [label is None for label in labels] == [False, True, False]
 
 
 def test_a_field_that_is_no_text_is_told_as_such() -> None:
