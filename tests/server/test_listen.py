@@ -32,7 +32,12 @@ ASK = {"model": "movies", "input": "the good film"}
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate of 127.0.0.1 and its key, in PEM."""
-    folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
+    return make_pair(tmp_path_factory.mktemp("tls"))
+
+
+def make_pair(folder: Path) -> tuple[Path, Path]:
+    """The same, another one each time."""
+    key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
     made = (
