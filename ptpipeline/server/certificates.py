@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 
 from ptpipeline.errors import SettingsError
+from ptpipeline.private import open_regular
 
 log = logging.getLogger("ptpipeline.server")
 
@@ -18,7 +19,7 @@ class Certificate:
         self._files = (certificate, key)
         self._stamp = self._read_stamp()
         self.context = self._newest = _load(certificate, key)
-        self.context.sni_callback = self._choose  # type: ignore[assignment]  # also called if a client names no server
+        self.context.sni_callback = self._choose  # also called if a client names no server
 
     def renew(self) -> None:
         """Take what the files hold now; if that cannot be used, log it once and go on with what was before."""
@@ -60,6 +61,8 @@ def _stamp_of(path: Path) -> tuple[int, int, int] | None:
 def _load(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
+        for path in (certificate, key):
+            open_regular(path).close()  # a pipe would keep us waiting
         context.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:  # SSLError is an OSError
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "it has a password"

@@ -230,7 +230,7 @@ def _look_at(folder: Path) -> int:
     try:
         with os.scandir(folder) as entries:
             return _EMPTY if next(entries, None) is None else _FILLED
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return _GONE
     except PermissionError:
         return _FILLED  # by its keys it may be read

@@ -1,6 +1,7 @@
 """The address that a server listens on, TLS, and its end."""
 
 import datetime
+import os
 import resource
 import signal
 import socket
@@ -88,6 +89,7 @@ def test_400_stalled_handshakes_keep_nobody_out(secured: Running, pair: tuple[Pa
 def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Path], tmp_path: Path) -> None:
     certificate, key = pair
     (tmp_path / "bad").write_bytes(b"\x00")
+    os.mkfifo(tmp_path / "pipe")
     for given, words in (
         ((certificate, None), "TLS takes both"),
         ((None, key), "TLS takes both"),
@@ -95,6 +97,7 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Pat
         ((tmp_path / "bad", key), "cannot be used"),
         ((certificate, certificate), "cannot be used"),
         ((tmp_path, tmp_path), "cannot be used"),
+        ((tmp_path / "pipe", key), "not a regular file"),
     ):
         with pytest.raises(SettingsError, match=words) as caught:
             Server(Address("127.0.0.1", 0, *given), Ending())

@@ -233,3 +233,10 @@ def test_a_folder_that_was_never_there_is_an_empty_store(tmp_path: Path) -> None
     assert list(store.list_objects("prompts")) == []
     store.create("prompts/one", b"1")
     assert list(store.keys("prompts")) == ["prompts/one"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_no_empty_store(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    for place in (tmp_path / "store", tmp_path / "store" / "below"):
+        with pytest.raises(SettingsError, match="cannot list prompts: Not a directory"):
+            list(FolderStore(place).list_objects("prompts"))
