@@ -16,14 +16,18 @@ PREFECT_ACTOR = "prefect"
 VERDICT_DIGITS = 12  # at least so many name what a person read
 _NAMED = 3  # tasks that the name of a run lists
 
+_LONGEST = 200  # characters of a person's name
+
 Claim = Field(
     PREFECT_ACTOR,
+    max_length=_LONGEST,
     title="Claimed name",
     description="Who asks, as they say: nobody checks it, and the history records it as a claim.",
 )
 
 Name = Field(
     min_length=1,
+    max_length=_LONGEST,
     title="Your name",
     description="Who decides. Nobody checks it, and the history records it as a claim; the one who started the run may "
     "not approve what it made.",

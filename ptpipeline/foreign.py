@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, Terminal
+from ptpipeline.private import open_regular
 from ptpipeline.records.base import MAX_INTEGER
 
 MAX_DIGITS = 400  # of a number: a float has at most 309 before its point; Python's int() is quadratic in them
@@ -87,7 +88,7 @@ def read_file(path: Path, most: int, kind: type[Terminal] = ArtifactError) -> by
     """
     check_file(path, most, kind)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             body = file.read(most + 1)
     except OSError as error:
         raise NotFound(f"{path}: cannot be read ({error.strerror})") from None

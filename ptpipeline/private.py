@@ -1,5 +1,6 @@
 """Files and folders that their owner alone can read: training texts, ledgers, logs and keys."""
 
+import errno
 import logging
 import os
 import stat
@@ -7,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ptpipeline.durable import publish
 from ptpipeline.errors import SettingsError
@@ -24,6 +26,18 @@ def private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to be read, which a setting or an option names; raises OSError, also if it is no regular file.
+
+    A pipe, which keeps its reader waiting, and a device, which has no end, are such.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file
 
 
 def write_private(path: Path, body: bytes) -> None:

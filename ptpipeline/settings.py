@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptpipeline.errors import NotFound, SettingsError
-from ptpipeline.private import make_private
+from ptpipeline.private import make_private, open_regular
 
 STACK_FILE = "stack.json"
 STACK_SECRETS = "stack.env"
@@ -213,7 +213,7 @@ def read_secrets(home: Path) -> dict[str, str]:
     """Return the stack's secrets by name; none if there is no stack. Raises SettingsError if they cannot be read."""
     path = home / STACK_SECRETS
     try:
-        lines = path.read_text().splitlines()
+        lines = _read_text(path).splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -224,7 +224,7 @@ def read_secrets(home: Path) -> dict[str, str]:
 def _read_recorded(home: Path) -> dict[str, str]:
     path = home / STACK_FILE
     try:
-        recorded = json.loads(path.read_text())["settings"].items()
+        recorded = json.loads(_read_text(path))["settings"].items()
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -234,6 +234,11 @@ def _read_recorded(home: Path) -> dict[str, str]:
             f"{path}: not a stack record ({type(error).__name__}: {error}); remove it and run `ptp up`"
         ) from None
     return {name: str(value) for name, value in recorded}
+
+
+def _read_text(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.read().decode()
 
 
 def _unreadable(path: Path, error: Exception) -> SettingsError:

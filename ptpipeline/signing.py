@@ -22,6 +22,7 @@ from pydantic import Field
 
 from ptpipeline.errors import ArtifactError, SettingsError
 from ptpipeline.foreign import parse_record
+from ptpipeline.private import open_regular
 from ptpipeline.records.base import DIGEST_PATTERN, Record
 
 PROMPT_DOMAIN, OBJECT_DOMAIN = "ptpipeline prompt v1", "ptpipeline object v1"
@@ -157,7 +158,7 @@ def parse_public_key(line: str) -> Ed25519PublicKey:
 def _read_private_key(path: Path) -> Ed25519PrivateKey | str:
     """Return the key, or what is wrong with its file; a path that is not a file is not quoted, it may be a key."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             mode, body = os.fstat(file.fileno()).st_mode, file.read(MAX_KEY_BYTES)
     except OSError as error:
         return (
@@ -183,7 +184,7 @@ def _read_private_key(path: Path) -> Ed25519PrivateKey | str:
 def _read_public_keys(path: Path) -> list[Ed25519PublicKey] | str:
     """Return the keys, or what is wrong with their file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             body = file.read(MAX_KEY_BYTES + 1)
     except OSError as error:
         return f"cannot be read ({error.strerror}); expected a PEM file with the public keys whose objects are accepted"

@@ -1,6 +1,7 @@
 """The project's folder: whose rights are taken away, which folders are no home, and the umask of a command."""
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.private import make_private, private_files
+from ptpipeline.private import make_private, open_regular, private_files
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +66,14 @@ def test_what_is_no_folder_is_no_home(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
     with pytest.raises(SettingsError, match="expected a folder that is yours"):
         make_private(tmp_path / "home" / "below")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "socket", "folder"])
+def test_what_would_keep_its_reader_waiting_or_never_ends_is_not_opened(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to a pipe").symlink_to("pipe")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(tmp_path / "socket"))
+        with pytest.raises(OSError, match=r"not a regular file|directory|No such device"):
+            open_regular(Path("/dev/zero") if kind == "device" else tmp_path / kind)

@@ -21,7 +21,10 @@ SHOWN_LABELS, SHOWN_COLUMNS = 20, 50
 
 @app.command()
 def init(
-    file: Annotated[list[Path], typer.Argument(metavar="FILE", help="Rows with a header: csv, tsv, jsonl or parquet.")],
+    file: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", readable=False, help="Rows with a header: csv, tsv, jsonl or parquet."),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="The task's name; by default after the file's.")] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="The column of texts.")] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="The column of labels.")] = None,

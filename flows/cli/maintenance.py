@@ -77,7 +77,7 @@ def lineage(
     ] = None,
     text_file: Annotated[
         Path | None,
-        typer.Option("--text-file", metavar="FILE", help="The same, by the row's text in a file."),
+        typer.Option("--text-file", metavar="FILE", readable=False, help="The same, by the row's text in a file."),
     ] = None,
     field: Annotated[
         list[str] | None,
@@ -142,7 +142,9 @@ def gc(
         say(f"{len(garbage)} items would be deleted, {size:,} bytes; `--apply` deletes them", sys.stderr)
 
 
-BackupFile = Annotated[Path, typer.Argument(metavar="FILE", help="A backup of the ledger, such as ledger.jsonl.gz.")]
+BackupFile = Annotated[
+    Path, typer.Argument(metavar="FILE", readable=False, help="A backup of the ledger, such as ledger.jsonl.gz.")
+]
 
 
 @app.command()

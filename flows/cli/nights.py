@@ -42,7 +42,12 @@ def nights(
 def metrics(
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="FILE", help="A file for node_exporter's textfile collector, replaced at once."),
+        typer.Option(
+            "--to",
+            metavar="FILE",
+            readable=False,
+            help="A file for node_exporter's textfile collector, replaced at once.",
+        ),
     ] = None,
 ) -> None:
     """Print metrics of tasks and nights for Prometheus.

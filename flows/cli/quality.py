@@ -63,6 +63,7 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="FILE",
+            readable=False,
             help="Rows with the columns that the task file names; csv and tsv need a header line.",
         ),
     ],
@@ -122,7 +123,10 @@ def diff(
 @app.command()
 def report(
     reference: Reference,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Write to this file; an existing one is replaced.")],
+    to: Annotated[
+        Path,
+        typer.Option("--to", metavar="FILE", readable=False, help="Write to this file; an existing one is replaced."),
+    ],
     reveal: Reveal = False,
 ) -> None:
     """Write a version's report as one HTML file.

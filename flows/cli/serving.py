@@ -12,7 +12,12 @@ from flows.cli.terminal import log_plainly, say
 
 TokenPath = Annotated[
     Path | None,
-    typer.Option("--tokens", metavar="FILE", help="The file of tokens; by default serving/tokens.json in PTP_HOME."),
+    typer.Option(
+        "--tokens",
+        metavar="FILE",
+        readable=False,
+        help="The file of tokens; by default serving/tokens.json in PTP_HOME.",
+    ),
 ]
 
 
@@ -38,10 +43,12 @@ def serve(
         bool, typer.Option("--anyone", help="Ask for no token: every user of this machine may ask. Loopback only.")
     ] = False,
     tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain for TLS, in PEM.")
+        Path | None,
+        typer.Option("--tls-cert", metavar="FILE", readable=False, help="Certificate chain for TLS, in PEM."),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, in PEM, without a password.")
+        Path | None,
+        typer.Option("--tls-key", metavar="FILE", readable=False, help="Its private key, in PEM, without a password."),
     ] = None,
     drain: Annotated[
         float,

@@ -69,16 +69,19 @@ def status(as_json: Json = False) -> None:
     answers with another version than the ledger says.
     """
     from flows.cli.render import print_table
+    from flows.local.stack import read
     from flows.local.stack import status as read_status
     from ptpipeline.settings import load_settings
 
-    home = load_settings().home
-    servers = read_status(home)
+    settings = load_settings()
+    home, servers, stack = settings.home, read_status(settings.home), read(settings.home)
     print_table(servers if as_json else [_server_row(server) for server in servers], as_json)
     _tell_absence(home)
     overdue = say_silence()
-    if all(server.state == "up" for server in servers):  # what a stopped store holds cannot be asked for
+    is_up = all(server.state == "up" for server in servers)
+    if stack is None or is_up or settings.prefect != stack.settings.get("prefect"):  # one that is stopped is not asked
         say_pauses()
+    if stack is None or is_up or settings.store != stack.settings.get("store"):
         overdue += say_servers(as_json)
     if overdue:
         raise typer.Exit(NO)

@@ -173,7 +173,12 @@ def predict(
     ] = None,
     rows: Annotated[
         Path | None,
-        typer.Option("--input", metavar="FILE", help="Rows to answer: csv, tsv, jsonl or parquet, a column a field."),
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            readable=False,
+            help="Rows to answer: csv, tsv, jsonl or parquet, a column a field.",
+        ),
     ] = None,
     form: Annotated[
         Literal["csv", "tsv", "jsonl", "parquet"] | None,
@@ -217,6 +222,7 @@ def export(
         typer.Option(
             "--to",
             metavar="FOLDER",
+            readable=False,
             help="A new or empty folder; all files are written, or none. Only MLflow goes without: into the server.",
         ),
     ] = None,
@@ -246,7 +252,9 @@ def adopt(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="The folder of a PEFT adapter (safetensors), or a .npy file [tokens, width]."
+            metavar="FOLDER",
+            readable=False,
+            help="The folder of a PEFT adapter (safetensors), or a .npy file [tokens, width].",
         ),
     ],
     task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task that it is for.")],

@@ -47,7 +47,7 @@ from flows.local.servers import (
 )
 from flows.server.environment import EVENT
 from ptpipeline.errors import StackError
-from ptpipeline.private import make_private, private_files, write_private
+from ptpipeline.private import make_private, open_regular, private_files, write_private
 from ptpipeline.records.base import Record
 from ptpipeline.settings import STACK_FILE, resolve_path
 from registry.failpoints import reached
@@ -123,7 +123,8 @@ def read(home: Path) -> Stack | None:
     """Return the stack recorded in that folder, None if there is none; raise StackError if the record is unreadable."""
     path = home / STACK_FILE
     try:
-        return Stack.model_validate_json(path.read_text())
+        with open_regular(path) as file:
+            return Stack.model_validate_json(file.read())
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -40,6 +40,7 @@ Model = Annotated[
 FieldTexts = Annotated[
     dict[str, str], Field(description="The text of each field of the template, if it has more than one")
 ]
+_Nothing = Annotated[list[Any], Field(max_length=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP)]
 
 
@@ -139,6 +140,7 @@ class Generate(Asked):
     stream_options: StreamOptions | None = None
     user: Name | None = None
     n: Literal[1] | None = None
+    service_tier: Literal["auto", "default"] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -194,10 +196,21 @@ class Chat(Generate):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
     response_format: dict[str, Any] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    tools: _Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None  # there is no tool, so neither calls one
+    parallel_tool_calls: bool | None = None
+    functions: _Nothing | None = None
+    function_call: Literal["none", "auto"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
+    safety_identifier: Name | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Literal["in_memory"] | None = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> "Chat":

@@ -4,7 +4,6 @@ import asyncio
 import resource
 import signal
 import socket
-import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ptpipeline.errors import SettingsError
+from ptpipeline.server.certificates import Certificate, open_certificate
 from ptpipeline.server.connections import IDLE_SECONDS, PatientConnection
 from ptpipeline.server.door import Ending
 from ptpipeline.server.port import take_port
@@ -22,6 +22,7 @@ from ptpipeline.server.port import take_port
 HANDSHAKE_SECONDS = 10.0
 END_SECONDS = 60.0  # for answers that are under way when the server ends
 BACKLOG = 1024
+RENEWAL_TICKS = 100  # of 0.1 s between two looks at the files of the certificate
 FILES = 8192
 
 
@@ -40,7 +41,7 @@ class Server:
 
     def __init__(self, address: Address, ending: Ending) -> None:
         """Take the address. Raises SettingsError if it is taken, or the certificate or key cannot be used."""
-        self._context = _load_tls(address)
+        self._certificate = open_certificate(address.certificate, address.key)
         self._socket = take_port(address.host, address.port)
         self._address, self._ending = address, ending
         self._listener: _Listener | None = None
@@ -55,7 +56,7 @@ class Server:
     def url(self) -> str:
         """Where clients reach it."""
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
-        return f"{'http' if self._context is None else 'https'}://{host}:{self.port}"
+        return f"{'http' if self._certificate is None else 'https'}://{host}:{self.port}"
 
     @property
     def listens(self) -> bool:
@@ -66,7 +67,7 @@ class Server:
         """Answer with the application until a signal or `end` ends it; then finish what is under way."""
         _allow_files(FILES)
         drain = self._address.drain
-        self._listener = _Listener(application, self._socket, self._context, drain, self._ending)
+        self._listener = _Listener(application, self._socket, self._certificate, drain, self._ending)
         self._listener.run()
 
     def end(self) -> None:
@@ -79,7 +80,12 @@ class _Listener(uvicorn.Server):
     """uvicorn on a socket that is taken already, with a bound on TLS handshakes and a drain."""
 
     def __init__(
-        self, application: FastAPI, bound: socket.socket, context: ssl.SSLContext | None, drain: float, ending: Ending
+        self,
+        application: FastAPI,
+        bound: socket.socket,
+        certificate: Certificate | None,
+        drain: float,
+        ending: Ending,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -94,7 +100,7 @@ class _Listener(uvicorn.Server):
                 access_log=False,
             )
         )
-        self._socket, self._context = bound, context
+        self._socket, self._certificate = bound, certificate
         self._drain, self._ending, self._ends = drain, ending, float("inf")
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -107,10 +113,11 @@ class _Listener(uvicorn.Server):
         def connect() -> asyncio.Protocol:
             return PatientConnection(self.config, self.server_state, self.lifespan.state)
 
-        timeout = HANDSHAKE_SECONDS if self._context else None
+        certificate = self._certificate
+        context, timeout = (certificate.context, HANDSHAKE_SECONDS) if certificate else (None, None)
         self._loop = asyncio.get_running_loop()
         listener = await self._loop.create_server(
-            connect, sock=self._socket, ssl=self._context, ssl_handshake_timeout=timeout, backlog=BACKLOG
+            connect, sock=self._socket, ssl=context, ssl_handshake_timeout=timeout, backlog=BACKLOG
         )
         self.servers = [listener]
         self.started = True
@@ -131,7 +138,9 @@ class _Listener(uvicorn.Server):
             one.give_way()
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether it is time to end."""
+        """Return whether it is time to end; look now and then whether the certificate was renewed."""
+        if self._certificate is not None and counter % RENEWAL_TICKS == 0:
+            self._certificate.renew()
         return await super().on_tick(counter) or time.monotonic() >= self._ends
 
 
@@ -141,20 +150,3 @@ def _allow_files(wanted: int) -> None:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _load_tls(address: Address) -> ssl.SSLContext | None:
-    if address.certificate is None and address.key is None:
-        return None
-    if address.certificate is None or address.key is None:
-        raise SettingsError("TLS takes both --tls-cert and --tls-key: PEM files of the certificate and of its key")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(address.certificate, address.key, password="")
-    except (OSError, ValueError) as error:  # SSLError is an OSError
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "it has a password"
-        raise SettingsError(
-            f"--tls-cert {address.certificate}, --tls-key {address.key}: cannot be used ({reason}); expected PEM files "
-            "of a certificate and of its private key, without a password"
-        ) from None
-    return context

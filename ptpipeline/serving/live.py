@@ -234,6 +234,8 @@ class Live:
         try:
             self._list_aliases()
             tags = self._read_tags()
+            if self._reached is None and self._aliases and not (self._known or any(tags.values())):
+                raise SettingsError(f"{self.store.url}: none of this server's aliases is there; is its disk mounted?")
             self._reached, self._trouble = self.clock(), ""
             due = {place: self._aliases.get(place) for place, etag in tags.items() if self._is_due(place, etag)}
             read = dict[Place, Promotion]()

@@ -17,6 +17,8 @@ from ptpipeline.serving.answerer import Sampling
 LIKELIEST = 256  # tokens among which a nucleus is looked for first: to sort a whole vocabulary takes ten times as long
 COLDEST = 1e-30  # temperature; float32 knows none near 0
 
+_SEEDS = 2**64  # seeds of 64 bits: Random itself draws the same for a seed and its negative
+
 
 class Draw(NamedTuple):
     """How a row's tokens are drawn; `dice` is None if it takes the likeliest token."""
@@ -28,7 +30,8 @@ class Draw(NamedTuple):
     @classmethod
     def of(cls, sampling: Sampling) -> "Draw":
         """Throw new dice for a row."""
-        dice = random.Random(sampling.seed) if sampling.temperature > 0 else None  # noqa: S311 - words are no secrets
+        seed = None if sampling.seed is None else sampling.seed % _SEEDS
+        dice = random.Random(seed) if sampling.temperature > 0 else None  # noqa: S311 - words are no secrets
         return cls(sampling.temperature, sampling.top_p, dice)
 
 

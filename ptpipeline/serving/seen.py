@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ptpipeline.errors import ArtifactError, SettingsError
 from ptpipeline.foreign import parse_record
-from ptpipeline.private import write_private
+from ptpipeline.private import open_regular, write_private
 from ptpipeline.records.base import DIGEST_PATTERN, Record, digest_of
 from ptpipeline.records.versions import Promotion
 from ptpipeline.storage import ObjectStore
@@ -96,7 +96,8 @@ def _check_newer(store: ObjectStore, seen: Seen, promotion: Promotion) -> None:
 
 def _read(path: Path) -> Seen | None:
     try:
-        body = path.read_bytes()
+        with open_regular(path) as file:
+            body = file.read()
     except FileNotFoundError:
         return None
     try:

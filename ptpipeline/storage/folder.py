@@ -34,6 +34,7 @@ _UNFINISHED = ".put"
 _ABANDONED_AFTER = timedelta(hours=1)  # a put takes seconds
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LEVELS = 16  # of folders that a listing enters; keys have at most five
+_GONE, _EMPTY, _FILLED = range(3)  # what lies at the store's place
 _OTHERS = 0o007  # the rights of users who are neither the owner nor of its group
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = self.where = f"file://{root}"
-        self._swept = self._said = self._seen = False
+        self._swept = self._said = False
+        self._seen = _GONE
         self._durable: set[Path] = set()
 
     def read(self, key: str) -> Stored:
@@ -131,6 +133,7 @@ class FolderStore:
                 found = os.fstat(file.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     raise self._not_ours(path)
+                self._seen = _FILLED
                 check_bytes(self.url, key, found.st_size)
                 return read_bounded(self.url, key, file.read)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -142,14 +145,15 @@ class FolderStore:
             raise
 
     def _look(self) -> None:
-        """Raise FileNotFoundError if the store's folder was there and is not any more: a disk that was unmounted is no
-        empty store. One that was never there is.
+        """Raise FileNotFoundError if the store's folder was there and is not any more, or held something and holds
+        nothing: a disk that was unmounted is no empty store, and leaves an empty folder. One that was never there is.
         """
         seen = self._seen  # before the look: another thread may make the folder meanwhile
-        if self.root.is_dir():
-            self._seen = True
-        elif seen:
-            raise FileNotFoundError(errno.ENOENT, "the folder is gone")
+        found = _look_at(self.root)
+        if found < seen:
+            what = "is gone" if found == _GONE else "is empty and was not: is its disk mounted?"
+            raise FileNotFoundError(errno.ENOENT, f"the folder {what}")
+        self._seen = max(found, self._seen)
 
     def _make(self, folder: Path, rights: int) -> None:
         """Create a folder below the store's and those above it, durably. One that is there is synced too, once per
@@ -168,9 +172,9 @@ class FolderStore:
     def _make_root(self) -> None:
         """Create the store's folder, its owner's alone; say once if one that was there lets every user in."""
         self._look()
-        if not self._seen:
+        if self._seen == _GONE:
             make(self.root, 0o700)
-            self._seen = True
+            self._seen = _EMPTY
         elif not self._said and self.root.stat().st_mode & _OTHERS:
             log.warning(
                 "%s: every user of this machine may enter it; `chmod o= %s` keeps its texts private",
@@ -220,6 +224,16 @@ class FolderStore:
             raise SettingsError(
                 f"{self.url}: cannot {doing}: {error.strerror}; {fix}, or name another with PTP_STORE"
             ) from error
+
+
+def _look_at(folder: Path) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            return _EMPTY if next(entries, None) is None else _FILLED
+    except FileNotFoundError:
+        return _GONE
+    except PermissionError:
+        return _FILLED  # by its keys it may be read
 
 
 def _is_locked(path: Path) -> bool:

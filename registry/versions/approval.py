@@ -65,7 +65,7 @@ def check_read(version: PromptVersion, verdict: Verdict, read: str) -> None:
 def reject(registry: Registry, version: PromptVersion, cause: Cause) -> Standing:
     """Record that a person rejects the candidate, for which nobody is asked again.
 
-    Raises PromotionRefused if nobody asked for it, or if it was rejected already or is in production.
+    Raises PromotionRefused if nobody asked for it, or if it was rejected already, is in production or is its canary.
     """
     known = find_standing(registry.ledger.database, version.task, version.digest)
     if known is None:
@@ -73,6 +73,11 @@ def reject(registry: Registry, version: PromptVersion, cause: Cause) -> Standing
     head = registry.ledger.head(version.task, PRODUCTION)
     if head and head.digest == version.digest:
         raise PromotionRefused(f"{_name(version)} is in production; `ptp rollback {version.task}` takes it back")
+    if head and head.beside and head.beside.digest == version.digest and not head.beside.is_shadow:
+        raise PromotionRefused(
+            f"{_name(version)} answers {head.beside.percent}% of production's requests; `ptp rollback {version.task}` "
+            "ends that, then reject it"
+        )
     decision = _decision(cause, approved=False)
     return record_decision(registry.ledger.database, known.request, decision, _check_not_rejected)
 

@@ -54,16 +54,22 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
     wanted = registry.ledger.version(task.name, version)
     transition = Transition(registry.ledger.head(task.name, check_alias(alias)), wanted)
     head = transition.head
-    if head and head.beside and not transition.changes:
-        raise PromotionRefused(
-            f"{task.name}@{alias}: it names version {version} already, with version {head.beside.version} beside it; "
-            f"`ptp rollback {task.name} --alias {alias}` ends that"
-        )
+    _check_alone(transition)
     if head is None or transition.changes:
         [head] = commit(registry, [check_transition(registry, task, transition, cause, alias)])
         reached("promotion committed")
     follow(registry, head)
     return head
+
+
+def _check_alone(transition: Transition) -> None:
+    """Raise PromotionRefused if the alias names the version already, but not for all requests."""
+    head = transition.head
+    if head and head.beside and not transition.changes:
+        raise PromotionRefused(
+            f"{head.task}@{head.alias}: it names version {head.version} already, with version {head.beside.version} "
+            f"beside it; `ptp rollback {head.task} --alias {head.alias}` ends that"
+        )
 
 
 def check_transition(registry: Registry, task: Task, transition: Transition, cause: Cause, alias: str) -> Move:
@@ -145,8 +151,8 @@ def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None,
 def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Release, cause: Cause) -> list[Promotion]:
     """Promote every version of the release to production: all of them in one transaction, or none.
 
-    A version that production names already is left alone, and shown to readers if its promoter died before that.
-    Raises as `promote` does for the first version that is refused or lost.
+    A version that production names already is left alone, and shown to readers if its promoter died before that; it is
+    refused if another one stands beside it. Raises as `promote` does for the first version that is refused or lost.
     """
     check_cause(cause)
     check_release(registry, release)
@@ -155,6 +161,8 @@ def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Rele
         task: Transition(ledger.head(task, PRODUCTION), ledger.version(task, number))
         for task, number in sorted(release.versions.items())
     }
+    for transition in transitions.values():
+        _check_alone(transition)
     moves = [
         check_transition(registry, tasks[task], transition, cause, PRODUCTION)
         for task, transition in transitions.items()

@@ -81,3 +81,15 @@ def test_the_forms_of_people_ask_who_decides_and_why(request_kind: type[Record],
 def test_the_form_of_an_approval_takes_enough_digits_to_name_one_verdict(verdict: str) -> None:
     with pytest.raises(ValidationError, match="verdict"):
         ApproveRequest.model_validate(DECISION | {"verdict": verdict})
+
+
+@pytest.mark.parametrize(
+    "request_kind", [NightlyRequest, PromoteRequest, ApproveRequest, RejectRequest, RollbackRequest]
+)
+def test_a_name_is_bounded(request_kind: type[Record]) -> None:
+    """Whoever approves later waited for minutes while a name of a megabyte was compared with theirs."""
+    given = {"task": "a", "version": 1, "reason": "r", "verdict": "0" * 12, "to": None, "tasks": ["a"]}
+    known = {name: value for name, value in given.items() if name in request_kind.model_fields}
+    request_kind.model_validate(known | {"actor": "x" * 200})
+    with pytest.raises(ValidationError, match="at most 200 characters"):
+        request_kind.model_validate(known | {"actor": "x" * 201})

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ptpipeline.server import bodies
-from ptpipeline.server.bodies import Chat, Completion
+from ptpipeline.server.bodies import Chat, Completion, explain
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.serving.answerer import Sampling
@@ -47,6 +47,40 @@ def test_each_setting_that_is_not_done_is_refused(given: dict[str, Any]) -> None
 def test_settings_that_change_nothing_are_taken() -> None:
     completion(presence_penalty=0.0, frequency_penalty=0.0, logit_bias={}, n=1)
     assert chat(response_format={"type": "text"}).read_text() == "a film"
+
+
+# OpenAI's fields that its client and the frameworks over it fill in by themselves, with a value that changes the answer
+DEFAULTS: dict[str, tuple[list[Any], Any]] = {
+    "service_tier": (["auto", "default"], "flex"),
+    "tools": ([[]], [{"type": "function", "function": {"name": "f"}}]),
+    "tool_choice": (["none", "auto"], "required"),
+    "parallel_tool_calls": ([True, False], "yes"),
+    "functions": ([[]], [{"name": "f"}]),
+    "function_call": (["none", "auto"], {"name": "f"}),
+    "n": ([1], 2),
+    "logprobs": ([False], True),
+    "top_logprobs": ([0], 5),
+    "modalities": ([["text"]], ["text", "audio"]),
+    "reasoning_effort": (["none"], "high"),
+    "verbosity": (["medium"], "low"),
+    "store": ([False], True),
+    "metadata": ([{}, {"job": "7"}], {"job": 7}),
+    "user": (["ada"], 7),
+    "safety_identifier": (["ada"], 7),
+    "prompt_cache_key": (["ada"], 7),
+    "prompt_cache_retention": (["in_memory"], "24h"),
+    "stream_options": ([{}, {"include_usage": True}], {"every": 7}),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_an_option_of_a_chat_is_taken_at_its_default_and_else_refused_by_name(name: str) -> None:
+    defaults, other = DEFAULTS[name]
+    for value in [*defaults, None]:
+        chat(**{name: value})
+    with pytest.raises(ValidationError) as refused:
+        chat(**{name: other})
+    assert explain([{**error, "loc": ("body", *error["loc"])} for error in refused.value.errors()]).startswith(name)
 
 
 @pytest.mark.parametrize(

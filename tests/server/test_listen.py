@@ -1,6 +1,7 @@
 """The address that a server listens on, TLS, and its end."""
 
 import datetime
+import os
 import resource
 import signal
 import socket
@@ -32,7 +33,12 @@ ASK = {"model": "movies", "input": "the good film"}
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate of 127.0.0.1 and its key, in PEM."""
-    folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
+    return make_pair(tmp_path_factory.mktemp("tls"))
+
+
+def make_pair(folder: Path) -> tuple[Path, Path]:
+    """The same, another one each time."""
+    key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
     made = (
@@ -83,6 +89,7 @@ def test_400_stalled_handshakes_keep_nobody_out(secured: Running, pair: tuple[Pa
 def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Path], tmp_path: Path) -> None:
     certificate, key = pair
     (tmp_path / "bad").write_bytes(b"\x00")
+    os.mkfifo(tmp_path / "pipe")
     for given, words in (
         ((certificate, None), "TLS takes both"),
         ((None, key), "TLS takes both"),
@@ -90,6 +97,7 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Pat
         ((tmp_path / "bad", key), "cannot be used"),
         ((certificate, certificate), "cannot be used"),
         ((tmp_path, tmp_path), "cannot be used"),
+        ((tmp_path / "pipe", key), "not a regular file"),
     ):
         with pytest.raises(SettingsError, match=words) as caught:
             Server(Address("127.0.0.1", 0, *given), Ending())

@@ -176,6 +176,20 @@ def test_a_folder_that_went_is_a_store_that_is_away(server: Server, store: Away)
         server.live.find(f"{TASK}@2")
 
 
+def test_a_server_that_starts_before_its_stores_disk_is_mounted_begins_no_second_store(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    away = store.root.rename(store.root.with_name("unmounted"))
+    again = Server(FolderStore(store.root), tmp_path / "home")
+    again.live.hold_last_good()
+    again.poll()
+    assert "is its disk mounted?" in again.live.observe().trouble
+    assert (again.live.find(TASK).number, store.root.exists()) == (1, False)
+    away.rename(store.root)
+    again.poll(DISCOVER)
+    assert again.live.observe().trouble == ""
+
+
 def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> None:
     other = add_version(store, a_prompt(" dull", task="books"), 1)
     point(store, 1, other, 1, task="books")

@@ -83,3 +83,9 @@ def test_a_row_draws_the_same_among_any_others() -> None:
         choose(peaked, [throw()])[0],
         choose(flat, [throw()])[0],
     ]
+
+
+@pytest.mark.parametrize("seed", [1, 7, 2**63 - 1])
+def test_a_seed_and_its_negative_draw_differently(seed: int) -> None:
+    dice = [Draw.of(Sampling(temperature=1.0, seed=one)).dice for one in (seed, -seed, 2**63 - seed)]
+    assert len({one.random() for one in dice if one}) == 3

@@ -192,12 +192,25 @@ def in_child(work: Callable[[], None], ends: int = 0) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ends
 
 
-def test_a_folder_that_went_is_no_empty_store(tmp_path: Path) -> None:
-    """Its disk was unmounted: a reader would say that nothing is registered, a writer would begin a second store."""
+def written(store: FolderStore) -> None:
+    store.create("prompts/two", b"2")
+
+
+def only_read(store: FolderStore) -> None:
+    store.read("prompts/one")
+
+
+@pytest.mark.parametrize(("use", "left"), [(written, False), (only_read, False), (only_read, True)])
+def test_a_folder_that_went_is_no_empty_store(tmp_path: Path, use: Callable[[FolderStore], None], left: bool) -> None:
+    """Its disk was unmounted, which may leave an empty folder: a reader would say that nothing is registered, a writer
+    would begin a second store.
+    """
+    FolderStore(tmp_path / "store").create("prompts/one", b"1")
     store, away = FolderStore(tmp_path / "store"), tmp_path / "away"
-    assert list(store.list_objects("prompts")) == []  # one that was never there is one
-    store.create("prompts/one", b"1")
+    use(store)
     store.root.rename(away)
+    if left:
+        store.root.mkdir()
     for ask in (
         lambda: store.read("prompts/one"),
         lambda: store.exists("prompts/one"),
@@ -205,8 +218,25 @@ def test_a_folder_that_went_is_no_empty_store(tmp_path: Path) -> None:
         lambda: store.create("other/two", b"2"),
         lambda: store.delete("prompts/one"),
     ):
-        with pytest.raises(SettingsError, match="the folder is gone; repair the folder, or name another"):
+        why = r"is empty and was not: is its disk mounted\?" if left else "is gone"
+        with pytest.raises(SettingsError, match=f"the folder {why}; repair the folder, or name another"):
             ask()
-    assert not store.root.exists()
+    assert not store.root.exists() or os.listdir(store.root) == []
     away.rename(store.root)
     assert store.read("prompts/one").body == b"1"
+
+
+def test_a_folder_that_was_never_there_is_an_empty_store(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    assert list(store.list_objects("prompts")) == []
+    (tmp_path / "store").mkdir()
+    assert list(store.list_objects("prompts")) == []
+    store.create("prompts/one", b"1")
+    assert list(store.keys("prompts")) == ["prompts/one"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_no_empty_store(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    for place in (tmp_path / "store", tmp_path / "store" / "below"):
+        with pytest.raises(SettingsError, match="cannot list prompts: Not a directory"):
+            list(FolderStore(place).list_objects("prompts"))

@@ -130,3 +130,11 @@ def test_status_names_servers_that_lag_and_what_a_shadow_came_to(
     told = capsys.readouterr()
     assert json.loads(told.out)["current"] == 1
     assert "mood@production: shadow 2 answered 10 texts, 3 of them otherwise than version 1" in told.err
+
+
+def test_status_shows_the_servers_of_a_deployment_without_a_local_stack(registry: Registry) -> None:
+    task = declare(Path(registry.store.url.removeprefix("file://")).parent / "tasks", None)
+    held = [Holding("mood", an_artifact(task, 1).digest)]
+    report_holdings(registry.store, "host", held, [Observed("mood", "production", 0, 1)])
+    rows = [json.loads(line) for line in ptp("status", "--json").stdout.splitlines()]
+    assert [row["server"] for row in rows if "server" in row] == ["host"]

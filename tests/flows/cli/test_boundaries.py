@@ -60,8 +60,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment_of(folder)
 
 
-def find_paths() -> Iterator[tuple[str, list[str]]]:
-    """Every verb that takes a path, with the option in front of it."""
+def find_paths() -> Iterator[tuple[str, list[str], bool]]:
+    """Every verb that takes a path, with the option in front of it, and whether typer looks if it can be read."""
     for command in app.registered_commands:
         assert command.callback is not None
         for kind in inspect.get_annotations(command.callback, eval_str=False).values():
@@ -69,10 +69,10 @@ def find_paths() -> Iterator[tuple[str, list[str]]]:
                 verb = command.name or command.callback.__name__.replace("_", "-")
                 info = kind.__metadata__[0]
                 words = [word for word in (info.default, *(info.param_decls or ())) if isinstance(word, str)]
-                yield verb, [word for word in words if word.startswith("--")]
+                yield verb, [word for word in words if word.startswith("--")], info.readable
 
 
-PATHS = list(find_paths())
+PATHS = [(verb, option) for verb, option, _ in find_paths()]
 
 
 def bad_paths(folder: Path) -> dict[str, str]:
@@ -88,6 +88,7 @@ def bad_paths(folder: Path) -> dict[str, str]:
         "folder": f"{folder}/folder",
         "loop": f"{folder}/loop",
         "dangling": f"{folder}/dangling",
+        "pipe": f"{folder}/pipe",
         "long": f"{folder}/{'x' * 300}",
         "nobody's": "~nosuchuser/x",
         "root": "/",
@@ -97,7 +98,24 @@ def bad_paths(folder: Path) -> dict[str, str]:
 
 
 WRITES = ("report", "export", "backup", "metrics", "token")
-BAD = ["missing parent", "below a file", "folder", "loop", "dangling", "long", "nobody's", "root", "odd", "empty"]
+BAD = [
+    "missing parent",
+    "below a file",
+    "folder",
+    "loop",
+    "dangling",
+    "pipe",
+    "long",
+    "nobody's",
+    "root",
+    "odd",
+    "empty",
+]
+
+
+def test_no_path_is_tried_before_the_verb_begins() -> None:
+    """typer would print its usage if a file cannot be read, also of one that is only written."""
+    assert [verb for verb, _, readable in find_paths() if readable] == []
 
 
 def test_every_verb_with_a_path_is_tried() -> None:

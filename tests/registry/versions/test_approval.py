@@ -20,6 +20,7 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.versions import approval, mlflow_edit
+from registry.versions.beside import place_beside
 from registry.versions.commit import Cause
 from registry.versions.promotion import Transition, check_transition, promote, promote_release, rollback
 from tests.registry.signed import ADA, EVE, WORKER, public_line, signed
@@ -316,6 +317,18 @@ def test_nothing_replaces_an_approval_after_a_rejection(plain: Registry) -> None
 def test_a_candidate_beside_production_is_rejected(plain: Registry) -> None:
     promote(plain, declared(), candidate(plain, declared()).number, ANN)
     assert approval.reject(plain, waiting(plain, declared(), seed=2), ANN).rejection is not None
+
+
+@pytest.mark.parametrize(("percent", "rejected"), [(10, False), (0, True)])
+def test_a_canary_is_not_rejected_and_a_shadow_is(plain: Registry, percent: int, rejected: bool) -> None:
+    promote(plain, declared(), candidate(plain, declared()).number, ANN)
+    version = waiting(plain, declared(), seed=2)
+    place_beside(plain, declared(), version.number, percent, Cause("ann", "why", override=True))
+    if rejected:
+        assert approval.reject(plain, version, ANN).rejection is not None
+        return
+    with pytest.raises(PromotionRefused, match="answers 10% of production's requests; `ptp rollback mood` ends that"):
+        approval.reject(plain, version, ANN)
 
 
 def test_what_is_in_production_is_not_rejected(plain: Registry) -> None:

@@ -21,9 +21,9 @@ from registry.repair.rebuild import rebuild
 from registry.versions.beside import place_beside
 from registry.versions.commit import Cause
 from registry.versions.promoters import lack_promoter
-from registry.versions.promotion import promote, rollback
+from registry.versions.promotion import promote, promote_release, rollback
 from tests.registry.signed import ADA, WORKER, signed
-from tests.registry.versions.test_guards import older
+from tests.registry.versions.test_guards import a_release, older
 from tests.registry.versions.test_promoters import ada, declare
 
 ME = Cause("me", "because")
@@ -100,6 +100,15 @@ def test_the_same_canary_again_adds_no_row_and_another_share_adds_one(plain: Reg
     published(plain, task, 3, head.digest)
     row = place_beside(plain, task, 3, 50, ME)
     assert (row.seq, row.beside and row.beside.version) == (4, 3)
+
+
+def test_a_release_of_a_version_with_another_beside_it_is_refused(plain: Registry, task: Task) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME)
+    published(plain, task, 2, head.digest)
+    place_beside(plain, task, 2, 10, ME)
+    with pytest.raises(PromotionRefused, match="names version 1 already, with version 2 beside it; `ptp rollback"):
+        promote_release(plain, {task.name: task}, a_release(task, version=1), ME)
+    assert plain.ledger.releases() == []
 
 
 def test_a_canary_that_is_promoted_takes_the_aliass_place(registry: Registry, task: Task, first: Promotion) -> None:

@@ -1,0 +1,59 @@
+"""A certificate that is renewed on disk is used by the next connections, and a broken one by none."""
+
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.server import listen
+from ptpipeline.server.certificates import Certificate
+from ptpipeline.server.listen import Address
+from tests.server.serving import running
+from tests.server.test_listen import make_pair
+
+
+def shown(certificate: Certificate) -> str:
+    """The certificate that a client sees which names no server, as PEM; both ends are in memory."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl._create_unverified_context().wrap_bio(down, up)
+    server = certificate.context.wrap_bio(up, down, server_side=True)
+    for end in (client, server, client, server):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    seen = client.getpeercert(binary_form=True)
+    assert seen
+    return ssl.DER_cert_to_PEM_cert(seen)
+
+
+def test_half_a_renewal_changes_nothing_and_the_whole_one_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "next").mkdir()
+    (cert, key), (next_cert, next_key) = make_pair(tmp_path), make_pair(tmp_path / "next")
+    certificate, before = Certificate(cert, key), cert.read_text()
+    cert.write_text(next_cert.read_text())
+    for _ in range(2):
+        certificate.renew()
+    assert (shown(certificate), caplog.text.count("the certificate before it stays in use")) == (before, 1)
+    key.unlink()
+    certificate.renew()
+    assert shown(certificate) == before
+    key.write_text(next_key.read_text())
+    certificate.renew()
+    assert shown(certificate) == cert.read_text() != before
+
+
+def test_a_server_shows_a_renewed_certificate_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "RENEWAL_TICKS", 1)
+    pair = make_pair(tmp_path)
+    with running(tmp_path, address=Address("127.0.0.1", 0, *pair)) as server:
+        make_pair(tmp_path)
+        deadline, place = time.monotonic() + 20, ("127.0.0.1", server.server.port)
+        while ssl.get_server_certificate(place) != pair[0].read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
