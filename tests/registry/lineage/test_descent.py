@@ -36,8 +36,9 @@ def test_an_ensemble_learnt_from_the_rows_of_its_members(world: World) -> None:
     }
     ensemble = Artifact(whole.manifest.model_copy(update=fields), empty)
     stage(world.registry.ledger, world.registry.store, ensemble, [member])
-    tuned = a_request(mood, 1).tuned.model_copy(update={"digest": ensemble.digest, "snapshot": later.digest})
-    register(world.registry, Provenance(tuned))
+    changes = {"digest": ensemble.digest, "snapshot": later.digest, "training_key": ensemble.manifest.training_key}
+    register(world.registry, Provenance(a_request(mood, 1).tuned.model_copy(update=changes)))
+    assert world.registry.ledger.tuned("mood", member.manifest.training_key) is None
     inherited = {row.id for row in inherited_rows(world.registry, "mood", ensemble.digest)}
     assert inherited == trained(world, rows)
 
