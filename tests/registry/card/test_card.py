@@ -127,7 +127,7 @@ def test_what_names_it_now_comes_before_what_did_and_the_oldest_are_left_out(car
     lines = render_description(replace(card, namings=[Naming(row(1, 1, alias="first")), *past]), NUMBERED).splitlines()
     assert len([line for line in lines if line.startswith("- **production**")]) == MAX_NAMINGS
     assert not any(line.startswith("- **first**") for line in lines)
-    newest = replace(card, namings=[*past, Naming(row(20, 1, alias="now"))])
+    newest = replace(card, namings=[Naming(row(1, 1, alias="now")), *past[1:]])
     told = [line for line in render_description(newest, NUMBERED).splitlines() if line.startswith("- **")]
     assert [line[4:8] for line in told] == ["now*", *["prod"] * (MAX_NAMINGS - 1)]
     assert "since" in told[0]

@@ -218,3 +218,31 @@ def test_a_history_of_all_aliases_is_in_order_of_time_then_of_number(ledger: Led
         ("production", 1),
         ("production", 2),
     ]
+
+
+def test_a_task_that_comes_to_the_verdict_that_it_had_was_judged_by_then(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = a_task()
+    verdict = a_verdict(task, a_report(an_artifact(task), 0.9), None)
+    for day in ("2026-01-01", "2026-02-02"):
+        monkeypatch.setattr(clock, "now", lambda day=day: f"{day}T00:00:00+00:00")
+        ledger.save_verdict(verdict)
+    assert ledger.last_judged() == {"mood": "2026-02-02T00:00:00+00:00"}
+    assert ledger.verdict_times("mood", verdict.digest) == {verdict.verdict_digest(): "2026-01-01T00:00:00+00:00"}
+
+
+def test_a_verdict_is_the_newest_since_it_was_given_or_from_now_on(ledger: Ledger) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.9)
+    older, newer, other = (a_verdict(task, report, champion) for champion in (None, "c" * 64, "d" * 64))
+    assert ledger.judging_time(older) is None
+    ledger.save_verdict(older)
+    assert ledger.judging_time(older) is None  # there is no other
+    ledger.save_verdict(newer)
+    newest_at = ledger.verdict_times("mood", report.digest)[newer.verdict_digest()]
+    assert ledger.judging_time(newer) == newest_at
+    for given in (older, other):
+        at = ledger.judging_time(given)
+        assert at is not None
+        assert at > newest_at
