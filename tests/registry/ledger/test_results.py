@@ -208,15 +208,15 @@ def test_a_refusal_is_told_with_its_version_and_with_what_is_in_production(ledge
 
 def test_a_history_of_all_aliases_is_in_order_of_time_then_of_number(ledger: Ledger) -> None:
     ledger.add_version("mood", ONE)
-    for alias, expected, at in (("production", 0, "2"), ("production", 1, "2"), ("canary", 0, "1")):
+    for alias, expected, at in (("production", 0, "1"), ("production", 1, "1"), ("canary", 0, "2")):
         move = Move(
             task="mood", alias=alias, version=1, actor="me", reason="why", expected=expected, at=f"2026-01-0{at}"
         )
         ledger.append(move)
     assert [(row.alias, row.seq) for row in ledger.history("mood")] == [
-        ("canary", 1),
         ("production", 1),
         ("production", 2),
+        ("canary", 1),
     ]
 
 

@@ -9,12 +9,14 @@ from benchmarks.fixtures.prompts import an_artifact, published
 from ptpipeline.records.versions import Promotion, PromptVersion
 from ptpipeline.storage.keys import pointer_key
 from ptpipeline.task.task import Task
-from registry.card.card import VERDICT_DIGEST_TAG, VERDICT_TAG, alias_tags
+from registry.card.card import VERDICT_DIGEST_TAG, VERDICT_TAG, Card, alias_tags
 from registry.ledger.projections import Projection, applied_projections
+from registry.ledger.tombstone import Tombstone
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
+from registry.repair.doctor import examine
 from registry.repair.models import compare_model
-from registry.repair.reconcile import _agrees, _is_sound
+from registry.repair.reconcile import _agrees, _is_sound, _restore_versions, reconcile
 from registry.versions.commit import Cause
 from registry.versions.history import find_namings
 from registry.versions.mlflow_alias import find_outdated
@@ -217,3 +219,89 @@ def test_an_alias_that_the_ledger_does_not_know_is_a_persons_to_decide(
 def test_a_version_that_mlflow_does_not_show_is_told(both: Registry, task: Task, head: Promotion) -> None:
     versions = {"1": entry(both, task, 1)}
     assert told(both, task, model(both, task, versions=versions)) == [("model", "ptp reconcile", True)]
+
+
+# ---------------------------------------------------------------- what a reconcile writes to MLflow
+
+
+class Noting(MlflowStore):
+    """An MLflow that shows one model after the other, and notes what it is told of versions."""
+
+    def __init__(self, *shown: Model, sources: dict[str, str] | None = None) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.shown, self.sources, self.described = [*shown], sources or {}, list[tuple[int, str | None]]()
+
+    def models(self, task: str | None = None) -> dict[str, Model]:
+        return {str(task): self.shown.pop(0) if len(self.shown) > 1 else self.shown[0]}
+
+    def describe(self, card: Card, version: PromptVersion, number: str | None = None) -> None:
+        assert card.digest == version.digest
+        self.described.append((version.number, number))
+
+    def digest_of_source(self, task: str, source: str, digests: list[str]) -> str | None:
+        return self.sources.get(source)
+
+
+def written(registry: Registry, task: Task, mlflow: Noting) -> list[tuple[int, str | None]]:
+    """The versions that a reconcile describes, and under which numbers."""
+    versions = [*reversed(registry.ledger.versions(task.name))]
+    actions = _restore_versions(registry, mlflow, versions, mlflow.shown[0])
+    assert len(actions) == len(mlflow.described)
+    return mlflow.described
+
+
+def test_versions_that_mlflow_lost_are_registered_in_the_ledgers_order(
+    plain: Registry, task: Task, head: Promotion
+) -> None:
+    assert written(plain, task, Noting(Model())) == [(1, None), (2, None)]
+    assert written(plain, task, Noting(model(plain, task))) == []
+
+
+@pytest.mark.parametrize("changes", [{"version": "7"}, {"version": ""}, {"digest": "f" * 64}, {"digest": ""}])
+def test_tags_that_somebody_altered_are_restored_by_the_source(
+    plain: Registry, task: Task, head: Promotion, changes: dict[str, str]
+) -> None:
+    versions = {"1": entry(plain, task, 1, **changes), "2": entry(plain, task, 2)}
+    sources = {"models:/m-1": an_artifact(task, 1).digest}
+    assert written(plain, task, Noting(model(plain, task, versions=versions), sources=sources)) == [(1, "1")]
+
+
+def test_a_number_that_names_another_prompt_by_its_tag_is_known_by_its_source(
+    plain: Registry, task: Task, head: Promotion
+) -> None:
+    """Somebody exchanged the tags of two versions."""
+    first, second = entry(plain, task, 1), entry(plain, task, 2)
+    versions = {
+        "1": replace(first, digest=second.digest),
+        "2": replace(second, digest=first.digest),
+    }
+    sources = {"models:/m-1": first.digest, "models:/m-2": second.digest}
+    found = written(plain, task, Noting(model(plain, task, versions=versions), sources=sources))
+    assert found == [(1, "1"), (2, "2")]
+
+
+def test_what_was_collected_is_neither_registered_again_nor_described(
+    plain: Registry, task: Task, head: Promotion
+) -> None:
+    grave = Tombstone(plain.ledger.database, task.name, an_artifact(task, 2).digest)
+    assert grave.bury(lambda _: False)
+    assert written(plain, task, Noting(Model())) == [(1, None)]
+    versions = {"1": entry(plain, task, 1), "2": entry(plain, task, 2, version="7")}
+    sources = {"models:/m-2": an_artifact(task, 2).digest}
+    assert written(plain, task, Noting(model(plain, task, versions=versions), sources=sources)) == []
+
+
+def test_what_mlflow_shows_at_the_second_look_is_no_difference(plain: Registry, task: Task, head: Promotion) -> None:
+    late = Noting(Model(), model(plain, task))
+    assert examine(replace(plain, mlflow=late), task.name) == []
+    assert [found.kind for found in examine(replace(plain, mlflow=Noting(Model())), task.name)] == ["model"] * 2 + [
+        "alias"
+    ]
+
+
+def test_a_store_is_brought_up_to_date_without_mlflow(both: Registry, task: Task, head: Promotion) -> None:
+    key = pointer_key(task.name, "production")
+    both.store.delete(key)
+    actions = reconcile(both, {task.name: task})
+    assert [(action.task, action.done) for action in actions] == [(task.name, True), ("all tasks", False)]
+    assert both.store.exists(key)

@@ -6,27 +6,30 @@ from pathlib import Path
 
 from benchmarks.fixtures.prompts import a_request, a_snapshot, an_artifact, published
 from ptpipeline.data.snapshot import encode_manifest
-from ptpipeline.prompts.artifact import write_artifact
+from ptpipeline.prompts.artifact import read_artifact, write_artifact
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import (
     dossiers_prefix,
     history_key,
+    manifest_key,
     pointer_key,
     quarantined_release_key,
     release_key,
     snapshot_manifest_key,
+    tensors_key,
 )
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Release
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.repair.mend import fix
+from registry.repair.mend import _write_copy, fix
 from registry.versions.commit import Cause, encode_release, write_release
 from registry.versions.promotion import promote
 from registry.versions.publish import register, stage
 from tests.registry.repair.test_doctor import overwrite
 from tests.registry.signed import TASK
 from tests.registry.signed import overwrite as forge
+from tests.registry.versions.test_steps import Watched
 
 ME = Cause("me", "because")
 
@@ -111,3 +114,18 @@ def test_a_snapshots_manifest_that_nobody_signed_is_written_from_the_ledger(keye
     forge(keyed.store, key, b"{}")
     fix(keyed, {}, [found for found in examine(keyed) if found.what == f"object {key}"])
     assert keyed.store.read(key).body == encode_manifest(snapshot)
+
+
+def test_a_prompt_that_comes_back_is_kept_from_a_collection_and_gets_its_manifest_last(
+    plain: Registry, task: Task, tmp_path: Path
+) -> None:
+    published(plain, task, 1)
+    copy, store = an_artifact(task, 1), Watched(tmp_path / "store")
+    overwrite(plain.store, tensors_key(task.name, copy.digest), b"rot")
+    plain.store.delete(manifest_key(task.name, copy.digest))
+    intents: list[int] = []
+    store.before_put = lambda key: intents.append(len(plain.ledger.intents()))
+    _write_copy(Registry(plain.ledger, store), copy)
+    assert store.puts[-2:] == [tensors_key(task.name, copy.digest), manifest_key(task.name, copy.digest)]
+    assert ({*intents}, plain.ledger.intents()) == ({1}, [])
+    assert read_artifact(plain.store, task.name, copy.digest) == copy
