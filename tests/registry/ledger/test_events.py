@@ -136,15 +136,3 @@ def test_what_one_target_took_another_has_yet_to_take(ledger: Ledger) -> None:
     with ledger.database.writing() as connection:
         connection.execute(update(tables.delivery).values(due=ledger.database.clock(connection) - 1))
     assert (taken(ledger), taken(ledger, "chat")) == ([], ["first"])
-
-
-def test_waits_grow_twofold_up_to_an_hour(ledger: Ledger) -> None:
-    record(ledger, "first")
-    waits = []
-    for _ in range(9):
-        assert take_due(ledger.database, "ops")
-        with ledger.database.writing() as connection:
-            clock = ledger.database.clock(connection)
-            waits.append(round(connection.scalar(select(tables.delivery.c.due)) - clock))
-            connection.execute(update(tables.delivery).values(due=clock - 1))
-    assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
