@@ -41,7 +41,8 @@ def test_decisions_stay_with_their_request_and_in_their_order(ledger: Ledger) ->
 def test_others_are_told_from_which_version_to_which_and_until_when(ledger: Ledger) -> None:
     for number in (1, 2, 3):
         ledger.add_version("mood", f"{number}" * 64)
-    for alias, version, expected in (("production", 1, 0), ("production", 2, 1), ("canary", 1, 0)):
+    canary = [("canary", 1, expected) for expected in range(3)]
+    for alias, version, expected in [("production", 1, 0), ("production", 2, 1), *canary]:
         ledger.append(Move(task="mood", alias=alias, version=version, actor="me", reason="why", expected=expected))
     request = ask(ledger.database, Asked(a_version("mood", 3), "a" * 64, "carl", 2)).request
     told = []
