@@ -16,7 +16,7 @@ from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.models import compare_model
-from registry.repair.reconcile import _agrees, _is_sound, _restore_versions, reconcile
+from registry.repair.reconcile import _agrees, _is_sound, _restore_versions, _versions, reconcile
 from registry.versions.commit import Cause
 from registry.versions.history import find_namings
 from registry.versions.mlflow_alias import find_outdated
@@ -244,7 +244,7 @@ class Noting(MlflowStore):
 
 def written(registry: Registry, task: Task, mlflow: Noting) -> list[tuple[int, str | None]]:
     """The versions that a reconcile describes, and under which numbers."""
-    versions = [*reversed(registry.ledger.versions(task.name))]
+    versions = _versions(registry, task.name)[task.name]
     actions = _restore_versions(registry, mlflow, versions, mlflow.shown[0])
     assert len(actions) == len(mlflow.described)
     return mlflow.described
