@@ -158,18 +158,18 @@ def test_what_could_not_be_deleted_keeps_its_mark_until_a_collection_ends_it(
 class Shown(MlflowStore):
     """An MLflow in which a person let an alias name version 1."""
 
-    digest = ""
+    shown: tuple[str, str]
 
     def aliases(self, task: str) -> dict[str, str]:
         return {"mine": "7"}
 
     def digests(self, task: str) -> dict[str, str]:
-        return {"7": self.digest, "8": "f" * 64}
+        return dict(zip(("7", "8"), self.shown, strict=True))
 
 
 def test_what_an_alias_names_in_mlflow_alone_stays(plain: Registry, task: Task) -> None:
     for seed in range(4):
         published(plain, task, seed)
     mlflow = Shown("http://127.0.0.1:9")
-    mlflow.digest = an_artifact(task, 0).digest
+    mlflow.shown = (an_artifact(task, 0).digest, an_artifact(task, 1).digest)
     assert shown(collect(Registry(plain.ledger, plain.store, mlflow), TWO)) == {("version", 2)}
