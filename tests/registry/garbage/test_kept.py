@@ -18,7 +18,6 @@ from registry.garbage.plan import Collected
 from registry.garbage.roots import Retention
 from registry.ledger import clock, tables, tombstone
 from registry.ledger.ledger import Release
-from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.promotion import promote
 from registry.versions.publish import stage
@@ -153,23 +152,3 @@ def test_what_could_not_be_deleted_keeps_its_mark_until_a_collection_ends_it(
     assert plain.ledger.version(task.name, 1).collected
     collect(plain, TWO, apply=True)
     assert not plain.store.exists(manifest_key(task.name, an_artifact(task, 1).digest))
-
-
-class Shown(MlflowStore):
-    """An MLflow in which a person let an alias name version 1."""
-
-    shown: tuple[str, str]
-
-    def aliases(self, task: str) -> dict[str, str]:
-        return {"mine": "7"}
-
-    def digests(self, task: str) -> dict[str, str]:
-        return dict(zip(("7", "8"), self.shown, strict=True))
-
-
-def test_what_an_alias_names_in_mlflow_alone_stays(plain: Registry, task: Task) -> None:
-    for seed in range(4):
-        published(plain, task, seed)
-    mlflow = Shown("http://127.0.0.1:9")
-    mlflow.shown = (an_artifact(task, 0).digest, an_artifact(task, 1).digest)
-    assert shown(collect(Registry(plain.ledger, plain.store, mlflow), TWO)) == {("version", 2)}

@@ -14,7 +14,6 @@ from registry.ledger.projections import Projection, applied_projections
 from registry.ledger.tombstone import Tombstone
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
-from registry.repair.doctor import examine
 from registry.repair.models import compare_model
 from registry.repair.reconcile import _agrees, _is_sound, _restore_versions, _versions, reconcile
 from registry.versions.commit import Cause
@@ -225,14 +224,11 @@ def test_a_version_that_mlflow_does_not_show_is_told(both: Registry, task: Task,
 
 
 class Noting(MlflowStore):
-    """An MLflow that shows one model after the other, and notes what it is told of versions."""
+    """An MLflow that shows a model, and notes what it is told of versions."""
 
-    def __init__(self, *shown: Model, sources: dict[str, str] | None = None) -> None:
+    def __init__(self, shown: Model, sources: dict[str, str] | None = None) -> None:
         super().__init__("http://127.0.0.1:9")
-        self.shown, self.sources, self.described = [*shown], sources or {}, list[tuple[int, str | None]]()
-
-    def models(self, task: str | None = None) -> dict[str, Model]:
-        return {str(task): self.shown.pop(0) if len(self.shown) > 1 else self.shown[0]}
+        self.shown, self.sources, self.described = shown, sources or {}, list[tuple[int, str | None]]()
 
     def describe(self, card: Card, version: PromptVersion, number: str | None = None) -> None:
         assert card.digest == version.digest
@@ -245,7 +241,7 @@ class Noting(MlflowStore):
 def written(registry: Registry, task: Task, mlflow: Noting) -> list[tuple[int, str | None]]:
     """The versions that a reconcile describes, and under which numbers."""
     versions = _versions(registry, task.name)[task.name]
-    actions = _restore_versions(registry, mlflow, versions, mlflow.shown[0])
+    actions = _restore_versions(registry, mlflow, versions, mlflow.shown)
     assert len(actions) == len(mlflow.described)
     return mlflow.described
 
@@ -289,14 +285,6 @@ def test_what_was_collected_is_neither_registered_again_nor_described(
     versions = {"1": entry(plain, task, 1), "2": entry(plain, task, 2, version="7")}
     sources = {"models:/m-2": an_artifact(task, 2).digest}
     assert written(plain, task, Noting(model(plain, task, versions=versions), sources=sources)) == []
-
-
-def test_what_mlflow_shows_at_the_second_look_is_no_difference(plain: Registry, task: Task, head: Promotion) -> None:
-    late = Noting(Model(), model(plain, task))
-    assert examine(replace(plain, mlflow=late), task.name) == []
-    assert [found.kind for found in examine(replace(plain, mlflow=Noting(Model())), task.name)] == ["model"] * 2 + [
-        "alias"
-    ]
 
 
 def test_a_store_is_brought_up_to_date_without_mlflow(both: Registry, task: Task, head: Promotion) -> None:
