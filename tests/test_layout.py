@@ -57,6 +57,8 @@ TOPICS = {
     "registry/repair/test_every_object.py": "rot in every kind of object",
     "registry/repair/test_forged.py": "records that somebody forged",
     "registry/repair/test_goes_on.py": "one altered object and everything else",
+    "registry/lineage/test_erasure.py": "what to do so that nothing in use has learnt from a row",
+    "registry/repair/test_agreement.py": "what counts as agreeing with MLflow, by records alone",
     "registry/repair/test_proofs.py": "what a rebuild believes",
     "registry/repair/test_signed.py": "a registry with keys",
     "registry/repair/test_second_look.py": "what heals between two looks",

@@ -13,7 +13,7 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.chat import digest_chat
 from ptpipeline.records.base import Record
 from ptpipeline.records.prompts import TunedPrompt
-from ptpipeline.records.versions import Promotion
+from ptpipeline.records.versions import Promotion, PromptVersion
 from ptpipeline.task.folder import find_task, load_sources
 from ptpipeline.task.recipe import CURRENT
 from registry.card.card import Provenance
@@ -34,15 +34,21 @@ if TYPE_CHECKING:
 
 
 def share(context: Context, name: str) -> Promotion:
-    """Return the shared prompt's current version; it trains again if its sources' rows, recipe, base or engine changed.
-
-    If a person moved the alias away from that version, the alias stays where it is.
+    """Return the promotion of the shared prompt's current version, which trains again if its sources' rows, recipe,
+    base or engine changed.
     """
     with working_on(context.registry.ledger.database, [name]):
         version = register(
             context.registry,
             Provenance(tuned=_train_shared(context, name), report=None, verdict=None, commit=checkout_commit()),
         )
+    return name_current(context, name, version)
+
+
+def name_current(context: Context, name: str, version: PromptVersion) -> Promotion:
+    """Let the alias name the version of a shared prompt; if a person moved it away from that version, it stays where it
+    is.
+    """
     history = context.registry.ledger.history(name, CURRENT)
     if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:
         number, head = version.number, history[-1]

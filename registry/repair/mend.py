@@ -39,7 +39,7 @@ from registry.versions.commit import write_release
 from registry.versions.content import keep, set_aside
 from registry.versions.dossier import Dossier, lost_dossiers, write_dossier
 from registry.versions.mlflow_alias import Action
-from registry.versions.projection import attempt, project, write_history
+from registry.versions.projection import attempt, write_history
 from registry.versions.publish import register
 
 BY_RECONCILE: tuple[Kind, ...] = ("name", "pointer", "model", "alias")
@@ -160,15 +160,15 @@ def _mend_dossiers(inventory: Inventory) -> list[Action]:
 
 
 def _mend_pointers(inventory: Inventory) -> list[Action]:
-    """Set pointers aside whose alias nobody promoted. `reconcile` mends the others, `rebuild` what the ledger lost."""
+    """Set pointers aside whose alias nobody promoted. `reconcile`, which follows, mends the others and what somebody
+    promotes meanwhile, `rebuild` what the ledger lost.
+    """
     actions, ledger = [], inventory.registry.ledger
     for alias, pointer in sorted(inventory.contents.pointers.items()):
         if alias in inventory.holdings.history or inventory.is_ahead(alias, pointer):
             continue
         if inventory.holdings.versions and ledger.head(inventory.task, alias) is None:
             actions.append(_set_aside(inventory, pointer_key(inventory.task, alias)))
-            if ledger.head(inventory.task, alias):  # promoted meanwhile: what was deleted may be its pointer
-                actions += project(inventory.registry, inventory.task, alias)
     return actions
 
 

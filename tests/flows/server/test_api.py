@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from flows.server import api
-from flows.server.api import call
+from flows.server.api import call, read_date
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from tests.flows.server.test_prefect import Answer, Prefect, listening
 from tests.http_server import Quiet, serve
@@ -115,3 +116,24 @@ def test_a_refusal_is_told_in_the_servers_words(answer: object, told: str) -> No
 def test_a_server_that_fails_is_away() -> None:
     with listening(Prefect({"GET /x": lambda _: (500, {})})) as prefect, pytest.raises(ServiceUnavailable, match="500"):
         call("GET", f"{prefect.url}/x")
+
+
+def test_who_refuses_tells_the_time_all_the_same() -> None:
+    with listening(Prefect({"GET /health": lambda _: (401, {})})) as prefect:
+        told = read_date(prefect.url)
+    assert told is not None
+    assert abs((datetime.now(UTC) - told).total_seconds()) < 60
+
+
+def test_a_server_that_tells_no_time_that_can_be_read_tells_none() -> None:
+    class Timeless(Quiet):
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return "soon"
+
+        def do_GET(self) -> None:  # noqa: N802
+            self.answer(200)
+
+    with serve(Timeless) as url:
+        assert read_date(f"{url}/api") is None
+    with pytest.raises(ServiceUnavailable, match="does not answer"):
+        read_date(f"{url}/api")

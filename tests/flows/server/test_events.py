@@ -21,7 +21,7 @@ from sqlalchemy import update
 from benchmarks.fixtures.prompts import a_task, published
 from flows.server import events
 from flows.server.environment import client_environment
-from flows.server.events import Sent, Target, describe, read_targets, send_events, sign
+from flows.server.events import Sent, Target, describe, read_targets, send_events, send_what_waits, sign
 from ptpipeline.errors import PromotionConflict, SettingsError
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
@@ -484,6 +484,13 @@ def test_a_secret_has_24_to_64_bytes(monkeypatch: pytest.MonkeyPatch, count: int
 def test_a_wrong_name_is_refused(names: str) -> None:
     with pytest.raises(SettingsError, match="PTP_EVENTS: "):
         read_targets(Settings(events=names))
+
+
+def test_a_target_that_is_declared_wrongly_ends_nothing_that_was_done_before(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    send_what_waits(Settings(events="Ops"), registry.ledger.database)
+    assert "no event was sent: PTP_EVENTS: 'Ops'" in caplog.text
 
 
 def test_without_targets_nothing_is_sent(registry: Registry) -> None:

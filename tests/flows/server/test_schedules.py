@@ -175,6 +175,8 @@ def test_a_due_run_keeps_its_schedule_though_prefect_lost_the_parameter() -> Non
         made | {"parameters": {"request": {"schedule": "y"}}},
         made | {"parameters": {}, "created_by": {"type": "SCHEDULE", "id": "id-gone"}},
         made | {"parameters": {"request": {"tasks": ["mood"]}}},  # asked for by name: it is no schedule's
+        made | {"parameters": {}, "estimated_start_time_delta": -9.0},  # Prefect makes this one again itself
+        made | {"parameters": {}, "auto_scheduled": False},  # a person's, which no deployment removes
     ]
     with listening(Prefect({"POST /flow_runs/filter": lambda _: (200, runs)})) as prefect:
         due = list_due_runs(prefect.url, {"id": "d", "schedules": [schedule("x")]})

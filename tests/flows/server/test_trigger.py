@@ -1,5 +1,8 @@
 """How a run is started: its name, its tags, and what is told of a task that Prefect does not know."""
 
+import time
+from typing import Any
+
 import pytest
 
 from flows.requests import PromoteRequest
@@ -40,3 +43,18 @@ def test_a_line_that_arrives_behind_later_ones_is_told_too(monkeypatch: pytest.M
     assert [line.message for line in lines if isinstance(line, LogLine)] == ["line 70", "line 30", "line 80"]
     [asked] = prefect.bodies("POST /artifacts/filter")
     assert asked["artifacts"] == {"flow_run_id": {"any_": ["r"]}, "type": {"any_": ["table"]}}  # a run has others
+
+
+def test_why_a_run_waits_is_told_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_PATIENCE", 0.02)
+    ended, waiting = Run(0, "COMPLETED"), {"work_pool_name": None, "state_type": "SCHEDULED", "state": {"name": "Late"}}
+    until = time.monotonic() + 0.6
+
+    def look(body: Any) -> tuple[int, Any]:
+        return (200, waiting) if time.monotonic() < until else ended.look(body)
+
+    with listening(Prefect(ended.routes() | {"GET /flow_runs/r": look})) as prefect:
+        lines = [line.message for line in follow(prefect.url, "r") if isinstance(line, LogLine)]
+    told = [line for line in lines if line.startswith("waits:")]
+    assert 1 <= len(told) <= 6  # after .02, .04, .08 ... seconds

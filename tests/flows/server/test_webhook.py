@@ -173,6 +173,27 @@ def test_a_second_look_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert starts([0.0], again=0.3, seconds=2) == 2
 
 
+def test_a_second_look_is_behind_the_last_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an edit that comes just before it would be judged too early, and looked at no more."""
+    monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.01)
+    started: list[float] = []
+
+    async def run() -> float:
+        clock = asyncio.get_running_loop().time
+        waker = Waker(lambda: started.append(clock()), 0.5)
+        running = asyncio.create_task(waker.run())
+        waker.wake()
+        await asyncio.sleep(0.2)
+        waker.wake()
+        woken = clock()
+        await asyncio.sleep(1.0)
+        running.cancel()
+        return woken
+
+    woken = asyncio.run(run())
+    assert started[-1] - woken >= 0.5
+
+
 def test_no_event_starts_nothing() -> None:
     assert starts([], again=0.1, seconds=0.5) == 0
 

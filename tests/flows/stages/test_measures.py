@@ -1,14 +1,20 @@
 """What is measured beside a comparison: the data of candidate and champion, and how many rows it would take."""
 
+import hashlib
+import io
 import math
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from benchmarks.fixtures.prompts import a_snapshot, an_artifact
+from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, an_artifact
 from flows.stages.context import Context
 from flows.stages.evidence import find_anchor, gather
+from flows.stages.ingest import ingest
 from flows.stages.judge import _choose_split, budget_of, describe_check
+from ptpipeline.evaluation.key import list_keys, rows_identity
 from ptpipeline.evaluation.power import default_margin, expected_discordance, rows_needed
 from ptpipeline.evaluation.results import Results
 from ptpipeline.gate.spending import Budget, look_at
@@ -29,7 +35,9 @@ from tests.flows.stages.test_evidence import (
     digest,
     rival_that_saw,
 )
+from tests.flows.stages.test_ingest import rows
 
+__all__ = ["rows"]  # a fixture
 FIRST = look_at(1, 1, Budget(BUDGET))
 SPENT = Look(test_set=1, number=99, alpha=0.0, spent=BUDGET, budget=BUDGET)
 
@@ -105,6 +113,30 @@ def test_slices_are_compared_unless_that_is_off(context: Context, policy: str, n
     task = checking(slices={"policy": policy, "min_rows": 10})
     slices = gather(context, task, a_challenge(context, task, a_pair(better=3)), FIRST).slices
     assert sorted(one.name for one in slices) == names
+
+
+@pytest.mark.usefixtures("rows")
+def test_the_anchor_is_compared_on_the_rows_that_the_champion_is_compared_on(context: Context) -> None:
+    task, pair, registry = a_gated_task(), a_pair(better=3), context.registry
+    anchor_after(context, task, (1, None, "superior", ME), (2, 1, "not inferior", ME))
+    snapshot, imported = ingest(context, task), a_request(task, 1).tuned.model_copy(update={"steps": 0})
+    registry.ledger.save_tuned(imported)  # so that it learnt from none of these rows
+    body = io.BytesIO()
+    columns = {name: [column[row] for row in pair.theirs.ids] for name, column in pair.theirs.columns.items()}
+    parquet.write_table(pa.table(columns), body)
+    (key,) = list_keys(digest(task, 1), rows_identity(snapshot.test), "float32", task.hard_prompt)
+    measured = {"evaluation_key": key, "rows_sha256": hashlib.sha256(body.getvalue()).hexdigest()}
+    report = a_report(an_artifact(task, 1), 0.9).model_copy(update=measured | {"snapshot": snapshot.digest})
+    registry.store.create(report.rows_key, body.getvalue())
+    registry.ledger.save_report(report)
+    challenge = a_challenge(context, task, pair, champion=digest(task, 2))
+    ours = challenge.measured.report.model_copy(update={"snapshot": snapshot.digest})
+    part = challenge._replace(
+        measured=challenge.measured._replace(report=ours), pair=pair._replace(rows=pair.rows[:60])
+    )
+    anchor = gather(context, task, part, FIRST).anchor
+    assert isinstance(anchor, PairedDifference)
+    assert (anchor.rows, anchor.dropped, anchor.margin) == (60, 40, 0.2)
 
 
 def test_a_version_whose_verdict_is_lost_is_an_anchor(context: Context) -> None:

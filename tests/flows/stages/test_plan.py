@@ -151,6 +151,11 @@ def test_gangs_of_several_workers_take_equally_long() -> None:
     assert names(gangs) == [["a", "d"], ["b", "c", "new"]]
 
 
+def test_a_task_that_never_trained_counts_as_those_that_did_on_average() -> None:
+    plans = [a_plan("a", seconds=60.0), *(a_plan(name, seconds=30.0) for name in "bc"), a_plan("new", seconds=None)]
+    assert names(group(plans, {}, parts=2)) == [["a", "c"], ["b", "new"]]
+
+
 def test_a_gang_that_was_interrupted_stays_together() -> None:
     one, two, new = a_plan("a"), a_plan("b"), a_plan("c")
     begun = dict.fromkeys(["a", "b"], identify([one, two]))

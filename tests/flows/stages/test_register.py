@@ -1,20 +1,24 @@
 """What is kept of a version that is judged again: first where a lost ledger is rebuilt from."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
-from benchmarks.fixtures.prompts import a_request, a_task, published
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from flows.stages.context import Context
-from flows.stages.register import keep_verdict
-from ptpipeline.errors import ServiceUnavailable
+from flows.stages.register import keep_verdict, reveal
+from ptpipeline.errors import NotFound, ServiceUnavailable
 from ptpipeline.storage import FolderStore
 from registry.mlflow.client import connect
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.repair.reconcile import reconcile
+from registry.versions import publish
+from registry.versions.publish import stage
 from tests.flows.stages.test_evidence import judged
 
 
@@ -41,6 +45,33 @@ def test_the_ledger_knows_no_verdict_that_the_store_does_not_hold(context: Conte
     assert context.registry.ledger.latest_verdict("mood", version.digest) == before
     keep_verdict(context, task, version, anew)
     assert context.registry.ledger.latest_verdict("mood", version.digest) == anew.verdict
+
+
+@pytest.mark.parametrize(
+    ("changes", "withheld"),
+    [
+        ({"passed": False, "figures": "quiet"}, True),
+        ({"passed": True, "figures": "quiet"}, False),
+        ({"passed": False, "figures": "open"}, False),
+    ],
+)
+def test_only_what_is_withheld_costs_a_look_to_show(context: Context, changes: dict[str, Any], withheld: bool) -> None:
+    task = a_task()
+    version = judged(context, task, 1, None)
+    verdict = context.registry.ledger.latest_verdict("mood", version.digest)
+    assert verdict is not None
+    checks = [check.model_copy(update={"passed": changes["passed"]}) for check in verdict.checks]
+    context.registry.ledger.save_verdict(verdict.model_copy(update=changes | {"checks": checks}))
+    asked = pytest.raises(NotFound) if withheld else nullcontext()  # its rows are not stored here
+    with asked:
+        assert reveal(context, task, version, "ann") is None
+
+
+def test_what_nobody_judged_has_nothing_to_reveal(context: Context) -> None:
+    task = a_task()
+    stage(context.registry.ledger, context.registry.store, an_artifact(task, 1))
+    version = publish.register(context.registry, replace(a_request(task, 1), verdict=None))
+    assert reveal(context, task, version, "ann") is None
 
 
 @pytest.mark.servers

@@ -1,19 +1,22 @@
 """What a collection keeps: the young, the named, and what belongs to another task than the one that is asked for."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
+from ptpipeline.errors import ServiceUnavailable, SettingsError
 from ptpipeline.records.base import digest_of, now
 from ptpipeline.records.versions import Beside, Pointer
+from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import manifest_key, pointer_key
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.plan import Collected
 from registry.garbage.roots import Retention
-from registry.ledger import tables
+from registry.ledger import clock, tables, tombstone
 from registry.ledger.ledger import Release
 from registry.registry import Registry
 from registry.versions.promotion import promote
@@ -118,3 +121,34 @@ def test_a_snapshot_of_the_last_run_of_each_task_stays(plain: Registry, task: Ta
     store_snapshot(plain, task, "new")
     store_snapshot(plain, other, "only")
     assert [item.digest for item in collect(plain, TWO)] == [old]
+
+
+def test_ages_by_another_clock_than_the_ledgers_collect_nothing(
+    plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        published(plain, task, seed)
+    monkeypatch.setattr(clock, "now", lambda: (datetime.now(UTC) - timedelta(hours=1)).isoformat())
+    with pytest.raises(SettingsError, match=r"clock of this machine is 3,[56].. s ahead of that of ledger"):
+        collect(plain, Retention(candidates=1, grace=timedelta(minutes=1)), apply=True)
+    assert not plain.ledger.version(task.name, 1).collected
+
+
+class Stubborn(FolderStore):
+    """A store that deletes nothing at the moment."""
+
+    def delete(self, key: str) -> None:
+        raise ServiceUnavailable(f"{key} cannot be deleted now")
+
+
+def test_what_could_not_be_deleted_keeps_its_mark_until_a_collection_ends_it(
+    plain: Registry, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    for seed in (1, 2, 3):
+        published(plain, task, seed)
+    with pytest.raises(ServiceUnavailable, match="cannot be deleted now"):
+        collect(Registry(plain.ledger, Stubborn(tmp_path / "store")), TWO, apply=True)
+    assert plain.ledger.version(task.name, 1).collected
+    collect(plain, TWO, apply=True)
+    assert not plain.store.exists(manifest_key(task.name, an_artifact(task, 1).digest))

@@ -3,9 +3,11 @@
 import os
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from benchmarks.fixtures.prompts import an_artifact, published
 from ptpipeline.serving.resolver import resolve
+from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import (
     SIGNATURES,
     history_key,
@@ -17,7 +19,7 @@ from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from tests.registry.signed import TASK, folder_of, objects, overwrite
+from tests.registry.signed import TASK, WORKER, folder_of, objects, overwrite, signed
 
 
 def _make_old(registry: Registry) -> None:
@@ -43,6 +45,59 @@ def test_the_signature_of_a_promotion_that_is_not_projected_yet_stays(keyed: Reg
     _make_old(keyed)
     collect(keyed, Retention(), apply=True)
     assert [*keyed.store.keys(signatures_prefix(history_key(TASK.name, "production", 3)))]
+
+
+def test_the_signature_of_a_promotion_that_was_never_made_is_collected(keyed: Registry) -> None:
+    key = history_key(TASK.name, "production", 4)
+    keyed.store.sign(key, b"drafted")  # type: ignore[attr-defined]
+    _make_old(keyed)
+    for signature in [*keyed.store.keys(signatures_prefix(pointer_key(TASK.name, "production")))]:
+        keyed.store.delete(signature)
+    [item] = collect(keyed, Retention(), apply=True)
+    assert (item.what, item.why) == (
+        "signature",
+        f"of bytes that do not lie at {key}: they were replaced, or never stored",
+    )
+    assert [*keyed.store.keys(signatures_prefix(key))] == []
+
+
+def test_signatures_of_what_cannot_be_read_stay(keyed: Registry) -> None:
+    """Nobody knows which bytes lie there."""
+    key = pointer_key(TASK.name, "production")
+    path = folder_of(keyed) / key
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(5 * 2**30)  # a hole: it takes no room
+    _make_old(keyed)
+    assert collect(keyed, Retention()) == []
+
+
+class Noting(FolderStore):
+    """A folder that notes its deletions."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.deleted: list[str] = []
+
+    def delete(self, key: str) -> None:
+        super().delete(key)
+        self.deleted.append(key)
+
+
+def test_signatures_are_deleted_behind_the_manifest_and_before_what_else_lets_a_collection_be_finished(
+    keyed: Registry,
+) -> None:
+    for seed in (5, 6, 7):
+        published(keyed, TASK, seed, an_artifact(TASK, 3).digest)
+    noting = Noting(folder_of(keyed))
+    policy = Retention(candidates=2, grace=timedelta(0))
+    [version, *_] = collect(signed(Registry(keyed.ledger, noting), WORKER, WORKER), policy, apply=True)
+    assert version.digest == an_artifact(TASK, 5).digest
+    kinds = ["signature" if key.startswith(SIGNATURES) else key.rsplit("/", 1)[1] for key in noting.deleted]
+    own = [kind for kind, key in zip(kinds, noting.deleted, strict=True) if version.digest in key]
+    assert own[0] == "manifest.json"
+    assert "signature" not in own[own.index("prompt.safetensors") :]
+    assert own.count("signature") > 1
 
 
 def test_signatures_go_with_their_version(keyed: Registry) -> None:

@@ -1,5 +1,7 @@
 """The outbox of the ledger, on both databases: what is due, what waits, and what is looked at no more."""
 
+from datetime import datetime, timedelta
+
 import pytest
 from sqlalchemy import select, update
 
@@ -112,3 +114,25 @@ def test_a_refusal_is_told_once_and_not_again_when_its_figures_are_revealed(ledg
     while event := take_due(ledger.database, "ops"):
         told.append((event.kind, event.record["verdict"]))
     assert told == [("gate_failed", verdict.verdict_digest()) for verdict in (failed, other)]
+
+
+def test_a_target_that_is_new_is_told_of_the_last_day_alone(ledger: Ledger) -> None:
+    record(ledger, "first")
+    with ledger.database.writing() as connection:
+        now = datetime.fromisoformat(connection.scalar(select(tables.event.c.at)))
+        for hours in (25, 23):
+            at = (now - timedelta(hours=hours)).isoformat()
+            row = {"id": f"evt_{hours}", "kind": "promotion", "record": {"reason": f"{hours} hours ago"}, "at": at}
+            connection.execute(tables.event.insert().values(**row))
+    assert taken(ledger) == ["23 hours ago"]
+
+
+def test_what_one_target_took_another_has_yet_to_take(ledger: Ledger) -> None:
+    record(ledger, "first")
+    events = {target: take_due(ledger.database, target) for target in ("ops", "chat")}
+    assert events["ops"]
+    record_delivered(ledger.database, "ops", events["ops"])
+    assert [find_backlog(ledger.database, target).events for target in ("ops", "chat")] == [0, 1]
+    with ledger.database.writing() as connection:
+        connection.execute(update(tables.delivery).values(due=ledger.database.clock(connection) - 1))
+    assert (taken(ledger), taken(ledger, "chat")) == ([], ["first"])

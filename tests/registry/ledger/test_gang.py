@@ -248,3 +248,16 @@ def test_a_lease_that_was_not_taken_is_taken_from_nobody(ledger: Ledger) -> None
     with pytest.raises(LeaseHeld, match="task a"):
         wants.take()
     third.check()
+
+
+def test_an_overtaken_run_notes_no_gang(plain: Registry) -> None:
+    """Else whoever goes on with the task would resume the checkpoint of another gang."""
+    slow = GangLease(plain.ledger.database, ["task mood"], BRIEF)
+    slow.take()
+    time.sleep(2 * BRIEF)
+    with working_on(plain.ledger.database, ["mood"], 5.0) as lease:
+        lease.note("g" * 64)
+        for gang in ("f" * 64, None):
+            with pytest.raises(Overtaken):
+                slow.note(gang)
+        assert open_gangs(plain.ledger.database, ["mood", "topic"]) == {"mood": "g" * 64}

@@ -11,6 +11,7 @@ from sqlalchemy import text, update
 from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact, published
 from ptpipeline.errors import NotFound, ServiceUnavailable
 from registry.ledger import clock, engine, tables
+from registry.ledger.events import take_due
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.usage import Name, snapshots
 from registry.registry import Registry
@@ -174,3 +175,74 @@ def test_of_two_records_of_a_snapshot_the_newest_comes_first(ledger: Ledger) -> 
     for snapshot in (first, second):
         ledger.save_snapshot(snapshot)
     assert snapshots(ledger, Name("mood", first.digest)) == [second, first]
+
+
+@pytest.mark.parametrize(("figures", "shown"), [("open", "newest"), ("quiet", "judged")])
+def test_people_see_the_report_that_a_quiet_verdict_was_decided_on(ledger: Ledger, figures: str, shown: str) -> None:
+    """A newer one might show what the verdict withholds."""
+    task = a_task()
+    judged = a_report(an_artifact(task), 0.9)
+    newest = judged.model_copy(update={"evaluation_key": "e" * 64, "rows": 40})
+    ledger.save_verdict(a_verdict(task, judged, None).model_copy(update={"figures": figures}))
+    for report in (judged, newest):
+        ledger.save_report(report)
+    assert ledger.disclosed(task.name, judged.digest).report == {"judged": judged, "newest": newest}[shown]
+
+
+def test_a_refusal_is_told_with_its_version_and_with_what_is_in_production(ledger: Ledger) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.5)
+    ledger.add_version("mood", ONE)
+    for alias, version in (("production", 1), ("canary", 1)):
+        ledger.append(Move(task="mood", alias=alias, version=version, actor="me", reason="why", expected=0))
+    ledger.add_version("mood", report.digest)
+    take_due(ledger.database, "ops")
+    ledger.append(Move(task="mood", alias="canary", version=2, actor="me", reason="why", expected=1))
+    ledger.save_verdict(a_verdict(task, report, None, passed=False))
+    told = []
+    while event := take_due(ledger.database, "ops"):
+        told.append(event)
+    refusal = told[-1].record
+    assert (told[-1].kind, refusal["from"], refusal["to"]) == ("gate_failed", 1, 2)
+
+
+def test_a_history_of_all_aliases_is_in_order_of_time_then_of_number(ledger: Ledger) -> None:
+    ledger.add_version("mood", ONE)
+    for alias, expected, at in (("production", 0, "1"), ("production", 1, "1"), ("canary", 0, "2")):
+        move = Move(
+            task="mood", alias=alias, version=1, actor="me", reason="why", expected=expected, at=f"2026-01-0{at}"
+        )
+        ledger.append(move)
+    assert [(row.alias, row.seq) for row in ledger.history("mood")] == [
+        ("production", 1),
+        ("production", 2),
+        ("canary", 1),
+    ]
+
+
+def test_a_task_that_comes_to_the_verdict_that_it_had_was_judged_by_then(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = a_task()
+    verdict = a_verdict(task, a_report(an_artifact(task), 0.9), None)
+    for day in ("2026-01-01", "2026-02-02"):
+        monkeypatch.setattr(clock, "now", lambda day=day: f"{day}T00:00:00+00:00")
+        ledger.save_verdict(verdict)
+    assert ledger.last_judged() == {"mood": "2026-02-02T00:00:00+00:00"}
+    assert ledger.verdict_times("mood", verdict.digest) == {verdict.verdict_digest(): "2026-01-01T00:00:00+00:00"}
+
+
+def test_a_verdict_is_the_newest_since_it_was_given_or_from_now_on(ledger: Ledger) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.9)
+    older, newer, other = (a_verdict(task, report, champion) for champion in (None, "c" * 64, "d" * 64))
+    assert ledger.judging_time(older) is None
+    ledger.save_verdict(older)
+    assert ledger.judging_time(older) is None  # there is no other
+    ledger.save_verdict(newer)
+    newest_at = ledger.verdict_times("mood", report.digest)[newer.verdict_digest()]
+    assert ledger.judging_time(newer) == newest_at
+    for given in (older, other):
+        at = ledger.judging_time(given)
+        assert at is not None
+        assert at > newest_at

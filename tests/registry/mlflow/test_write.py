@@ -150,3 +150,22 @@ def test_files_that_only_clients_may_write_and_this_one_cannot_are_told_in_one_s
     client.rename_experiment(experiment, f"{task.name} of ann")
     assert [action.done for action in reconcile(shown, {}, task.name)] == [True]
     assert reconcile(shown, {}, task.name) == []
+
+
+def test_a_verdict_that_is_withheld_by_now_loses_the_tag_of_its_digest(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    published(shown, task, 1, kind="failed")
+    assert "ptp.verdict_digest" in client.get_model_version(task.name, "1").tags
+    request = a_request(task, 1, passed=False)
+    assert request.verdict is not None
+    register(shown, replace(request, verdict=request.verdict.model_copy(update={"figures": "quiet"})))
+    tags = client.get_model_version(task.name, "1").tags
+    assert ("ptp.verdict_digest" in tags, tags["ptp.verdict"]) == (False, "failed")
+
+
+def test_why_an_edit_was_refused_is_cut_to_what_mlflow_keeps(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1)
+    assert shown.mlflow is not None
+    shown.mlflow.refuse(task.name, "1", "x" * 6000)
+    assert client.get_model_version(task.name, "1").tags["ptp.refused"] == "x" * 5000

@@ -78,6 +78,10 @@ FORGERIES: dict[str, tuple[str, Callable[[Registry, Task, Promotion], object]]] 
             .encode(),
         ),
     ),
+    "a pointer that nobody can read": (
+        "a promotion that the history does not hold",
+        lambda r, t, head: overwrite(r, pointer_key(t.name, "production"), b"{}"),
+    ),
     "a number for two": (
         "which is version 1 already",
         lambda r, t, head: r.store.create(

@@ -12,7 +12,7 @@ from ptpipeline.errors import ArtifactError
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import Beside
-from ptpipeline.storage.keys import history_key, prompt_prefix, release_key, version_key
+from ptpipeline.storage.keys import history_key, prompt_prefix, release_key, split_key, version_key
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -116,6 +116,11 @@ def test_what_the_ledger_knows_as_collected_is_no_publish(plain: Registry, task:
     assert Tombstone(plain.ledger.database, task.name, an_artifact(task, 1).digest).bury(lambda _: False)
     rebuild(plain)
     assert plain.ledger.intents() == []
+
+
+def test_rows_of_a_snapshot_without_its_manifest_are_no_snapshot(plain: Registry, task: Task, after: Registry) -> None:
+    plain.store.create(split_key(task.name, "a" * 64, "train"), b"of an ingest that was killed")
+    assert rebuild(after) == []
 
 
 # ---------------------------------------------------------------- releases

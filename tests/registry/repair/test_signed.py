@@ -233,3 +233,16 @@ def test_a_forged_pointer_that_is_ahead_stops_no_promotion(keyed: Registry) -> N
     overwrite(keyed.store, pointer_key(TASK.name, "production"), ahead.model_dump_json().encode())
     promote(keyed, TASK, 1, Cause("me", "why", override=True))
     assert resolve(keyed.store, TASK.name).number == 1
+
+
+def test_a_forged_pointer_with_a_forged_history_is_put_back(keyed: Registry) -> None:
+    """What nobody signed does not make a ledger an older one."""
+    head = keyed.ledger.head(TASK.name, "production")
+    assert head
+    ahead = head.model_copy(update={"seq": 4, "chain": head.row_digest()})
+    bare = keyed.store.unverified  # type: ignore[attr-defined]
+    bare.create(history_key(TASK.name, "production", 4), ahead.model_dump_json(indent=1).encode())
+    forged = Pointer(promotion=ahead, nonce="n" * 16).model_dump_json().encode()
+    overwrite(keyed.store, pointer_key(TASK.name, "production"), forged)
+    assert all(action.done for action in reconcile(keyed, {}))
+    assert resolve(keyed.store, TASK.name).number == 3

@@ -153,6 +153,15 @@ def test_an_approval_repeated_after_a_crash_changes_nothing(plain: Registry) -> 
     assert len(standing.decisions) == 1
 
 
+def test_an_approval_beyond_those_that_are_needed_is_recorded_too(plain: Registry) -> None:
+    version = waiting(plain, ONE)
+    assert approve(plain, ONE, version, ANN)
+    assert approve(plain, ONE, version, BOB)
+    standing = find_standing(plain.ledger.database, version.task, version.digest)
+    assert standing
+    assert [row.actor for row in standing.decisions] == ["ann", "bob"]
+
+
 # ---------------------------------------------------------------- promoters
 
 
@@ -383,6 +392,16 @@ def test_production_takes_only_what_staging_names(plain: Registry) -> None:
 
 def test_an_alias_that_the_order_does_not_name_waits_for_none(plain: Registry) -> None:
     assert promote(plain, ORDERED, candidate(plain, ORDERED).number, ANN, "canary").version == 1
+
+
+def test_each_alias_waits_for_the_one_before_it(plain: Registry) -> None:
+    task = declared(aliases=["trial", "staging", PRODUCTION])
+    candidate(plain, task)
+    promote(plain, task, 1, ANN, "trial")
+    with pytest.raises(PromotionRefused, match="let staging name a version first"):
+        promote(plain, task, 1, ANN)
+    promote(plain, task, 1, ANN, "staging")
+    assert promote(plain, task, 1, ANN).version == 1
 
 
 def test_what_staging_named_before_is_too_late(plain: Registry) -> None:

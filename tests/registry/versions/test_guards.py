@@ -14,7 +14,7 @@ from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
-from registry.ledger.ledger import Ledger, Release
+from registry.ledger.ledger import Ledger, Move, Release
 from registry.registry import Registry
 from registry.versions.commit import Cause
 from registry.versions.promotion import (
@@ -243,6 +243,15 @@ def test_a_version_that_failed_since_is_refused(plain: Registry, task: Task) -> 
         promote(plain, task, number, ME)
 
 
+def test_a_promotion_cites_the_newest_of_equal_verdicts(plain: Registry, task: Task) -> None:
+    number = published(plain, task, 1)
+    request = a_request(task, 1)
+    assert request.verdict
+    newer = request.verdict.model_copy(update={"gate_key": "b" * 64})
+    register(plain, replace(request, verdict=newer))
+    assert promote(plain, task, number, ME).verdict == newer.verdict_digest()
+
+
 def test_a_verdict_has_to_be_over_policy_and_champion_of_today_at_once(plain: Registry, task: Task) -> None:
     """One verdict over today's policy and one over today's champion are none over both."""
     stricter = a_task(task.name, minimum=0.85)
@@ -264,6 +273,14 @@ def test_a_release_leaves_alone_what_stands_there_already(plain: Registry, task:
     moved = promote_release(plain, {t.name: t for t in (task, other)}, a_release(task, other), ANYWAY)
     assert [row.task for row in moved] == [other.name]
     assert len(plain.ledger.history(task.name)) == 2
+
+
+def test_a_release_shows_readers_what_its_promoter_died_before(plain: Registry, task: Task) -> None:
+    number = published(plain, task, 1)
+    move = Move(task=task.name, alias="production", version=number, actor="me", reason="why", expected=0)
+    plain.ledger.append(move)  # and its promoter was killed
+    assert promote_release(plain, {task.name: task}, a_release(task, version=number), ME) == []
+    assert plain.ledger.applied("store", task.name, "production") == (1, number)
 
 
 class WithoutReleases(FolderStore):

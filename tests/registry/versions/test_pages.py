@@ -2,9 +2,15 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+
+import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
+from ptpipeline.errors import ServiceUnavailable
+from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.interpretation import Pulled, Wayward
+from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import Card
 from registry.card.page import render_page
@@ -12,7 +18,7 @@ from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.publish import attach, load_card, register, stage
+from registry.versions.publish import attach, load_card, register, stage, withhold_texts
 from tests.registry.card.test_page import HOSTILE, Parsed, card, pair
 
 __all__ = ["card"]  # a fixture
@@ -89,3 +95,28 @@ def test_a_collection_takes_page_and_neighbours_with_the_version(plain: Registry
     collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
     assert list(plain.store.keys(prompt_prefix("mood", an_artifact(task, 1).digest))) == []
     assert pages(plain, an_artifact(task, 2).digest)
+
+
+class Pageless(FolderStore):
+    """A folder that takes no pages at the moment."""
+
+    def create(self, key: str, body: bytes) -> None:
+        if key.endswith(".html"):
+            raise ServiceUnavailable("the store does not answer")
+        super().create(key, body)
+
+
+def test_texts_are_forgotten_once_no_page_shows_them_and_not_before(plain: Registry) -> None:
+    """Else a run that was killed in between would leave them on the page for ever."""
+    task = a_task()
+    worst = Mistake(text="A secret.", wanted="good", answered="bad", figure=0.9)
+    stage(plain.ledger, plain.store, an_artifact(task, 1))
+    register(
+        plain, replace(a_request(task, 1), mistakes=Mistakes(shown=[worst], wrong=1, rows=20, figure="probability"))
+    )
+    away = Registry(plain.ledger, Pageless(Path(plain.store.url.removeprefix("file://"))))
+    with pytest.raises(ServiceUnavailable):
+        withhold_texts(away, task.name)
+    assert len(plain.ledger.publications_with_texts(task.name)) == 1
+    withhold_texts(plain, task.name)
+    assert plain.ledger.publications_with_texts(task.name) == []

@@ -144,6 +144,14 @@ def test_production_refuses_another_policy(plain: Registry, task: Task) -> None:
         promote(plain, a_task(task.name, minimum=0.85), number, ME)
 
 
+def test_what_changed_is_told_of_the_newest_verdict(plain: Registry, task: Task) -> None:
+    number = published(plain, a_task(task.name, minimum=0.85), 2)
+    published(plain, task, 2)
+    promote(plain, task, published(plain, task, 1), ME)
+    with pytest.raises(PromotionRefused, match="the champion changed since it was judged"):
+        promote(plain, task, number, ME)
+
+
 def test_production_refuses_an_unjudged_version(plain: Registry, task: Task) -> None:
     stage(plain.ledger, plain.store, an_artifact(task, 1))
     number = register(plain, replace(a_request(task, 1), verdict=None)).number
