@@ -94,6 +94,26 @@ def test_latency_is_the_time_of_one_request_and_its_ratio_the_prompts_part() -> 
     assert found["latency.ratio"] > 2
 
 
+class Halting(Engine):
+    """Counts its requests, of which every fifteenth takes fifty milliseconds more."""
+
+    requests = 0
+
+    def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
+        self.requests += 1
+        time.sleep(0.05 * (self.requests % 15 == 0))
+        return super().score_labels(questions)
+
+
+def test_forty_requests_count_after_five_and_three_that_halt_are_their_95th_percentile() -> None:
+    _, made = opinions(tiny())
+    engine = Halting(tiny())
+    engine.load(made)
+    before = engine.requests
+    assert measure_latency(engine, made, rows(10))["latency.p95_ms"] > 50
+    assert engine.requests - before == 45
+
+
 class Writing(Engine):
     """Takes twenty milliseconds more to write than its base does."""
 
