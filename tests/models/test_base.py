@@ -183,6 +183,15 @@ def test_what_neither_changes_token_ids_nor_ends_a_text_is_not(
     assert prepare_folder("a", folder, tmp_path).ref.fingerprint == before
 
 
+def test_special_tokens_by_role_count_by_what_they_are(folder: Path, tmp_path: Path) -> None:
+    """As some savers write them: `{"image_token": "<x>"}`."""
+    found = set()
+    for token in ("<x>", "<y>", {"content": "<y>"}):
+        edited(folder, "tokenizer_config.json", extra_special_tokens={"image_token": token})
+        found.add(prepare_folder("a", folder, tmp_path).ref.tokenizer_fingerprint)
+    assert len(found) == 2
+
+
 def test_the_tokenizers_class_is_covered(folder: Path, tmp_path: Path) -> None:
     edited(folder, "tokenizer_config.json", add_prefix_space=True)  # which the generic class does not read
     before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
