@@ -1,5 +1,6 @@
 """Base models from a hub."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,6 +47,18 @@ def test_a_base_is_fetched_once(hub: Hub, settings: Settings, tmp_path: Path) ->
     hub.asked.clear()
     prepare_base("tiny", settings)
     assert hub.asked == []
+
+
+def test_all_that_was_fetched_is_synced(
+    hub: Hub, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base that is there counts as complete, after a power loss too."""
+    hub.put("models/lab/tiny", **model(tmp_path / "model"))
+    synced, fsync = set[str](), os.fsync
+    note = lambda file: (synced.add(Path(os.readlink(f"/proc/self/fd/{file}")).name), fsync(file))  # noqa: E731
+    monkeypatch.setattr(os, "fsync", note)
+    base = prepare_base("tiny", settings)
+    assert {*(path.name for path in (tmp_path / "model").iterdir()), base.folder.parent.name} <= synced
 
 
 def test_it_is_fetched_at_the_commit_that_is_pinned(hub: Hub, settings: Settings, tmp_path: Path) -> None:
