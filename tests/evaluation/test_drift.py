@@ -104,6 +104,7 @@ def test_lengths_are_compared_in_words_by_the_asymptotic_test() -> None:
     found = measure_drift(before, now)
     expected = ks_2samp([3] * 5, [2] * 3 + [3] * 3, method="asymp")
     assert (found["drift.length"], found["drift.length_p"]) == (0.5, pytest.approx(expected.pvalue))
+    assert measure_drift(before, rows_of(*[("longer words here", "bad")] * 5))["drift.length"] == 0
 
 
 def test_rows_without_words_have_no_new_ones() -> None:

@@ -36,7 +36,7 @@ def test_resamples_are_correlated_each_for_itself() -> None:
 
 
 def test_very_many_rows_are_correlated_too() -> None:
-    """Of 200,000 rows the product of both variances is no integer of 64 bits."""
+    """Of 200,000 rows the product of both variances would be no integer of 64 bits."""
     truth, predicted = np.tile([0, 0, 1, 1], 50_000), np.tile([0, 0, 1, 0], 50_000)
     assert RESAMPLED["mcc"](truth, predicted, 2) == pytest.approx(matthews_corrcoef(truth[:4], predicted[:4]))
 
