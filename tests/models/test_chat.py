@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ from ptpipeline.models import chat
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.chat import MAX_TEMPLATE, ChatTemplate, write_chat
 from ptpipeline.models.files import BaseFiles
-from ptpipeline.models.plain import PlainEncoder
+from ptpipeline.models.plain import PlainEncoder, find_controls
 from ptpipeline.task.template import parse_chat, show_chat
 from tests.models.test_plain import byte_level
 from tests.tiny import tiny_base
@@ -208,7 +209,8 @@ def blanks() -> Any:
     tokenizer = Tokenizer(models.BPE(letters, [], unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", unk_token="?")
+    end = AddedToken("<|im_end|>", lstrip=True, rstrip=True, special=True)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, unk_token="?")
     made.add_special_tokens({"extra_special_tokens": [AddedToken("<|im_start|>", rstrip=True, special=True)]})
     made.chat_template = CHATML
     return made
@@ -224,6 +226,23 @@ def test_a_chat_has_the_tokens_that_transformers_gives(make: Any, text: str) -> 
     messages = [{"role": "system", "content": "say"}, {"role": "user", "content": text}]
     expected = made.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert ids == expected
+
+
+def test_a_chat_that_begins_with_words_has_the_blank_that_the_tokenizer_puts_before_them() -> None:
+    made = blanks()
+    rendered = parse_chat(["say ", "{text}", "<|im_end|>ab"]).render({"text": "a b"}, "row")
+    assert (
+        PlainEncoder(made).encode(rendered, True) == made("say a b<|im_end|>ab", add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_a_role_makes_a_control_token_of_one_that_is_not_marked_special() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0}, []))
+    tokenizer.add_tokens([AddedToken("stop"), AddedToken("word")])
+    made = SimpleNamespace(
+        backend_tokenizer=tokenizer, all_special_ids=[1], added_tokens_decoder=tokenizer.get_added_tokens_decoder()
+    )
+    assert find_controls(made) == {1: "stop"}
 
 
 def test_the_chats_tokens_are_controls_and_the_messages_are_text() -> None:
