@@ -118,6 +118,15 @@ def test_forty_requests_are_timed_after_five(monkeypatch: pytest.MonkeyPatch) ->
     assert engine.requests - before == 45
 
 
+def test_the_prompts_part_of_a_generated_text_is_in_its_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that tells 100 milliseconds of a text, and of its first token 20 behind the prompt and 10 without."""
+    engine, made = writing(tiny())
+    times = iter([at for _ in range(40) for at in (0, 0.1, 0, 0.02, 0, 0.01)])
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    found = measure_latency(engine, made, rows(10))
+    assert found == pytest.approx({"latency.p50_ms": 100, "latency.p95_ms": 100, "latency.ratio": 2})
+
+
 class Writing(Engine):
     """Takes twenty milliseconds more to write than its base does."""
 
