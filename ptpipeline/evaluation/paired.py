@@ -67,7 +67,7 @@ def mcc(truth: Codes, predicted: Codes, labels: int) -> Values:
         true, given = is_true.sum(-1), is_predicted.sum(-1)  # [...]
         covariance = covariance + rows * (is_true & is_predicted).sum(-1) - true * given
         of_truth, of_predicted = of_truth + true * (rows - true), of_predicted + given * (rows - given)
-    scale = np.sqrt(of_truth.astype(np.float64) * of_predicted)
+    scale = np.sqrt(of_truth * of_predicted)
     coefficient: Values = np.divide(covariance, scale, out=np.zeros(shape), where=scale > 0)
     return coefficient
 

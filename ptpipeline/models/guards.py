@@ -76,7 +76,8 @@ def check_logits(base: CausalBase) -> None:
 
 def _measure_prefix(base: FrozenBase) -> float:
     prompts = [base.embed(_ids(base, ids)) * _NO_TOKEN for ids in ([4, 5, 6], [7])]
-    rows = [Input([3, 2], [1], 0), Input([5, 1], [2], 1)]
+    texts = _ids(base, [[3, 2, 1], [5, 1, 2]]).tolist()
+    rows = [Input(text[:2], text[2:], prompt) for prompt, text in enumerate(texts)]
     shared = base.compute_states(base.compute_prefix(prompts), rows).float()  # [4, H]
     return _measure_difference(shared, base.concatenate(prompts, rows).float())
 

@@ -286,13 +286,21 @@ def test_another_split_is_measured_by_its_name(tmp_path: Path) -> None:
     assert report.evaluation_key == evaluation_key(made.digest, snapshot.dev.digest, "float32")
 
 
+def digest_front(asked: Bare, front: list[int], **more: Any) -> str:
+    """Of a hard prompt of these token ids: `more` is what only some bases have."""
+    kind = {"baseline": "hard_prompt", "task": asked.manifest.task, "front": front, "base": asked.base.ref.fingerprint}
+    return digest_of(asked.identity | kind | more)
+
+
 def test_calibrated_prompts_stand_beside_calibrated_baselines(tmp_path: Path) -> None:
     store, snapshot = stored(tmp_path, sentences(60))
     base = tiny()
     made = artifact(base, embeddings(base), scoring=Scoring(calibrated=True))
     asked = bare(base, made, store, snapshot)
     front = asked.write_front(SHOTS).ids
-    columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=SHOTS))["hard_prompt"])
+    report = measure_baselines(asked, store, Setup(hard_prompt=SHOTS))["hard_prompt"]
+    assert (base.bos, report.digest) == (None, digest_front(asked, front))
+    columns = table(store, report)
     free = torch.tensor(
         [
             [whole(base, front + base.encode(f"{text}\nSentiment:", True), label) for label in LABELS]
@@ -417,7 +425,9 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
     asked = bare(base, made, store, snapshot)
     front = asked.write_front(HardPrompt(examples=2)).ids
     assert (front[0], front.count(3), asked.encoded[0][0]) == (3, 1, 3)
-    columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["zero_shot"])
+    measured = measure_baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))
+    assert measured["hard_prompt"].digest == digest_front(asked, front, bos="once")
+    columns = table(store, measured["zero_shot"])
     free = (
         base.model(torch.tensor([[3]])).logits[0, -1].log_softmax(-1)[[41, 42]].log_softmax(-1)
     )  # all three have BOS alone

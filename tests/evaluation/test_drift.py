@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2_contingency, ks_2samp
 
 from ptpipeline.data.rows import Row
 from ptpipeline.errors import DataError
@@ -88,6 +88,28 @@ def test_order_changes_no_figure() -> None:
     assert measure_drift(Random(1).sample(before, len(before)), now[::-1]) == pytest.approx(
         measure_drift(before, now), abs=1e-12
     )
+
+
+def test_free_texts_have_no_shares_of_labels() -> None:
+    rows = rows_of(("a b", "one text"), ("c", "another"))
+    assert set(measure_drift(rows, rows, labelled=False)) == {
+        "drift.length",
+        "drift.length_p",
+        "drift.vocabulary",
+    }
+
+
+def test_lengths_are_compared_in_words_by_the_asymptotic_test() -> None:
+    before, now = rows_of(*[("a b c", "bad")] * 5), rows_of(*[("abcdefgh i", "bad")] * 3, *[("a b c", "bad")] * 3)
+    found = measure_drift(before, now)
+    expected = ks_2samp([3] * 5, [2] * 3 + [3] * 3, method="asymp")
+    assert (found["drift.length"], found["drift.length_p"]) == (0.5, pytest.approx(expected.pvalue))
+    assert measure_drift(before, rows_of(*[("longer words here", "bad")] * 5))["drift.length"] == 0
+
+
+def test_rows_without_words_have_no_new_ones() -> None:
+    empty = rows_of(("", "bad"), ("", "bad"))
+    assert measure_drift(empty, empty)["drift.vocabulary"] == 0
 
 
 def test_a_single_row_is_refused() -> None:

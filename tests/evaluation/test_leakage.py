@@ -70,6 +70,11 @@ def test_a_field_that_training_rows_did_not_have_leaks_nothing() -> None:
     assert measure_leakage(pairs(("a", "b")), TRAIN, ["claim"])["leakage.near"] == 0
 
 
+def test_without_training_rows_nothing_leaks() -> None:
+    nothing = {"leakage.exact": 0, "leakage.near": 0, "leakage.rows": 0}
+    assert measure_leakage(TRAIN, []) == nothing
+
+
 def test_no_test_rows_are_refused() -> None:
     with pytest.raises(DataError, match="there are none"):
         measure_leakage([], TRAIN)

@@ -35,6 +35,12 @@ def test_resamples_are_correlated_each_for_itself() -> None:
     assert RESAMPLED["mcc"](truth, predicted, 3) == pytest.approx(expected)
 
 
+def test_very_many_rows_are_correlated_too() -> None:
+    """Of 200,000 rows the product of both variances would be no integer of 64 bits."""
+    truth, predicted = np.tile([0, 0, 1, 1], 50_000), np.tile([0, 0, 1, 0], 50_000)
+    assert RESAMPLED["mcc"](truth, predicted, 2) == pytest.approx(matthews_corrcoef(truth[:4], predicted[:4]))
+
+
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60))
 def test_calibration_error_is_the_bins_own_sum(rows: list[tuple[bool, float]]) -> None:
     bins: dict[int, list[tuple[bool, float]]] = {}

@@ -54,6 +54,19 @@ def test_answers_without_likelihoods_go_by_their_ids(labels: Task) -> None:
     found = find_mistakes(labels, results(label=[row.label for row in ROWS], predicted=["good"] * 60), ROWS)
     assert (found.wrong, len(found.shown)) == (30, SHOWN)
     assert [row.text for row in found.shown] == [f"text {number}" for number in range(0, 2 * SHOWN, 2)]
+    assert {row.figure for row in found.shown} == {1}
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_of_equal_answers_the_first_ids_come_first_in_whatever_order_they_were_measured(
+    labels: Task, writes: bool
+) -> None:
+    gate = labels.gate.model_copy(update={"metric": "rouge_l"})
+    texts = labels.model_copy(update={"labels": {}, "generate": Generation(max_new_tokens=4), "gate": gate})
+    columns = results(label=[row.label for row in ROWS], predicted=["neither"] * 60, rouge_l=[0.5] * 60).columns
+    turned = Results({name: dict(reversed(values.items())) for name, values in columns.items()})
+    found = find_mistakes(texts if writes else labels, turned, ROWS)
+    assert [row.text for row in found.shown] == [f"text {number}" for number in range(SHOWN)]
 
 
 def test_an_answer_that_is_no_number_comes_last(labels: Task) -> None:

@@ -232,6 +232,12 @@ def test_the_rows_that_differ_are_counted_both_ways() -> None:
         assert (found.rows, found.discordant) == (10, pytest.approx(0.4))
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "mcc"])
+def test_two_wrong_answers_do_not_differ_whatever_they_are(metric: str) -> None:
+    truth, ours, theirs = ["a"] * 8 + ["b"] * 2, ["a"] * 7 + ["b"] * 3, ["a"] * 7 + ["c"] + ["b"] * 2
+    assert difference(Hypothesis(metric), truth, ours, theirs, ["a", "b", "c"]).discordant == 0
+
+
 def test_the_default_margin_is_of_the_budget() -> None:
     """A smaller budget needs a larger difference; both are what so many rows show at that level."""
     strict, usual = (default_margin(1000, budget) for budget in (0.01, 0.05))
@@ -248,6 +254,13 @@ def test_the_smallest_gain_is_what_the_rows_show() -> None:
     gain = smallest_gain(500, 0.05, 0.2)
     assert gain is not None
     assert rows_needed(gain, 0.05, 0.2) == pytest.approx(500, abs=1)
+
+
+def test_few_rows_show_a_large_gain_alone() -> None:
+    gain = smallest_gain(20, 0.05, 0.5)
+    assert gain is not None
+    assert gain > 0.3
+    assert rows_needed(gain, 0.05, 0.5) == pytest.approx(20, abs=1)
 
 
 def test_one_row_shows_nothing() -> None:

@@ -8,6 +8,7 @@ from ptpipeline.gate.checks import CHECKS, Result
 from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.task import policy
 from tests.gate.test_decide import report
+from tests.tuning.jobs import declared
 
 TEXTS = TextScores(exact_match=0.5, token_f1=0.5, rouge_l=0.5, bleu=0.5, most_frequent_share=0.98)
 
@@ -39,7 +40,13 @@ def test_low_entropy_is_a_collapse_though_no_label_is_too_frequent(min_entropy: 
 
 
 def test_answers_as_varied_as_the_true_labels_are_no_collapse() -> None:
-    assert passes("collapse", policy.Collapse(max_share=0.5, min_entropy=1), {"no": 50, "yes": 50})
+    assert passes("collapse", policy.Collapse(max_share=0.46, min_entropy=1), {"no": 50, "yes": 50})
+
+
+def test_entropy_is_told_in_bits() -> None:
+    result = judge("collapse", policy.Collapse(), {"no": 90, "yes": 10})
+    assert result is not None
+    assert result.observed.endswith("are 'no'; their entropy is 0.47 bits, the true labels' 1.00")
 
 
 def test_entropy_is_held_against_that_of_the_true_labels() -> None:
@@ -93,6 +100,17 @@ def test_a_label_with_few_rows_is_not_the_worst(min_rows: int, passed: bool) -> 
     result = CHECKS["worst_label"].judge(policy.WorstLabel(min_rows=min_rows), with_f1(no=0.9, yes=0.0), {})
     assert result is not None
     assert result.passed is passed
+
+
+def test_if_no_label_has_enough_rows_none_is_the_worst() -> None:
+    result = CHECKS["worst_label"].judge(policy.WorstLabel(min_rows=51), with_f1(no=0.0, yes=0.0), {})
+    assert result == Result(True, "no label has 51 test rows")
+
+
+def test_the_worst_label_is_that_of_the_lowest_f1_whatever_it_is_called() -> None:
+    result = CHECKS["worst_label"].judge(policy.WorstLabel(), with_f1(no=0.2, yes=0.9), {})
+    assert result is not None
+    assert "the lowest F1 is 0.2000, of 'no'" in result.observed
 
 
 def test_free_texts_have_no_worst_label() -> None:
@@ -161,6 +179,34 @@ def test_unknown_training_rows_are_said_to_be_unknown() -> None:
     result = judge("leakage", policy.Leakage(), unknown=1, exact=1, near=1)
     assert result is not None
     assert (result.passed, result.observed.split(",")[0]) == (True, "not known")
+
+
+def test_rows_that_nearly_stand_in_the_training_rows_are_told_by_field() -> None:
+    rule = policy.Leakage(fields=("premise", "claim"))
+    result = judge("leakage", rule, exact=0, near=0, **{"field.premise": 0.25, "field.claim": 0.5})
+    assert result is not None
+    assert result.observed.endswith("0.00% with near duplicates (25.00% by premise, 50.00% by claim)")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "part"),
+    [
+        ("leakage", policy.Leakage(fields=("premise", "claim")), "duplicates, also in premise or claim alone, count"),
+        ("leakage", policy.Leakage(), "if near duplicates count"),
+        ("worst_label", policy.WorstLabel(min_rows=1), "at least 1 test row has"),
+        ("worst_label", policy.WorstLabel(min_rows=2), "at least 2 test rows has"),
+        (
+            "latency",
+            policy.Latency(max_ratio=2, max_ms=50),
+            "at most 2 times the time without a prompt and at most 50 ms",
+        ),
+        ("latency", policy.Latency(max_ratio=2, max_ms=0.5), "without a prompt and at most 0.5 ms"),
+        ("bias", policy.Bias(), "the task names no pairs (gate.checks.bias.swaps)"),
+        ("bias", policy.Bias(swaps=(("he", "she"),), min_rows=7), "if at least 7 rows have a term of the 1 pairs"),
+    ],
+)
+def test_a_requirement_names_each_of_its_limits(name: str, rule: policy.Rule, part: str) -> None:
+    assert part in CHECKS[name].ask(declared("movies"), rule)
 
 
 def test_rows_that_ancestors_saw_are_named_and_do_not_block() -> None:

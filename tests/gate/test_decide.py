@@ -246,6 +246,7 @@ def test_each_baseline_that_was_not_measured_is_named() -> None:
         verdict = decide(TASK, first(baselines={kept: pair(1e-9)}))
         assert failed(verdict) == ["gain"]
         assert missing in verdict.failures()[0].observed
+    assert "against majority and zero-shot:" in decide(TASK, first(baselines={})).failures()[0].observed
     assert decide(with_checks(gain="off"), first(baselines={})).won is None
 
 
@@ -301,6 +302,22 @@ def test_exactly_the_rows_that_are_needed_suffice(needed: int, warned: bool) -> 
     for evidence in (first(rows_needed=needed), second(rows_needed=needed), first(rows_needed=needed, baselines={})):
         task = with_checks(gain="off")
         assert ("test_rows" in [check.name for check in decide(task, evidence).warnings()]) is warned
+
+
+def test_the_rows_that_count_are_those_that_can_judge_both() -> None:
+    """Those of the comparison with the champion, or with a baseline, out of 100 that were measured."""
+    few = pair(0.01).model_copy(update={"rows": 90})
+    baselines = {"majority": few.model_copy(update={"p_value": 1e-9}), "zero_shot": pair(1e-9)}
+    for evidence in (second(comparison=few), first(baselines=baselines)):
+        (check,) = [
+            check for check in decide(TASK, replace(evidence, rows_needed=95)).checks if check.name == "test_rows"
+        ]
+        assert (check.passed, check.observed) == (False, "90 rows")
+
+
+def test_bytes_are_held_against_the_tasks_own_limit() -> None:
+    limited = with_checks(bytes={"max_bytes": 2000})
+    assert [failed(decide(limited, first(stored_bytes=count))) for count in (2000, 2001)] == [[], ["bytes"]]
 
 
 def test_rows_that_are_not_counted_are_not_asked_for() -> None:

@@ -31,7 +31,8 @@ def test_each_check_is_told_once_in_the_order_of_a_verdict() -> None:
 
 @pytest.mark.parametrize(("rule", "asked"), [("superiority", False), ("non_inferiority", True)])
 def test_an_anchor_is_asked_under_non_inferiority_alone(rule: str, asked: bool) -> None:
-    assert ("anchor" in told(rule=rule)) is asked
+    for opponents in (Opponents(), Opponents("version 3", "version 2")):
+        assert ("anchor" in told(rule=rule, opponents=opponents)) is asked
 
 
 def test_better_or_not_much_worse_is_asked_by_the_rule() -> None:
@@ -40,6 +41,16 @@ def test_better_or_not_much_worse_is_asked_by_the_rule() -> None:
     loose = told(opponents=known, rule="non_inferiority")
     assert loose["champion"].asks.startswith("at most 0.0200 worse than version 3,")
     assert loose["anchor"].asks.startswith("at most 0.0200 worse than version 2, the last production version")
+
+
+def test_a_margin_of_nothing_is_told_as_a_margin() -> None:
+    asked = told(opponents=Opponents("version 3", "version 2", 0.0), rule="non_inferiority")
+    assert asked["champion"].asks.startswith("at most 0.0000 worse than version 3,")
+
+
+def test_metrics_and_baselines_are_told_by_their_names_and_figures_alike() -> None:
+    assert told()["minimum"].asks == "accuracy of at least 0.8000 on the rows that judge"
+    assert told()["gain"].asks.startswith("better than majority and zero-shot, each by")
 
 
 def test_who_is_not_known_yet_is_said_so() -> None:

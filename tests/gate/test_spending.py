@@ -114,6 +114,14 @@ def test_a_look_that_is_not_known_holds_its_share() -> None:
     assert look_at(1, 3, plan, {1: first}) == look_at(1, 3, plan, {1: first, 2: look_at(1, 2, plan)})
 
 
+def test_a_look_between_two_known_ones_is_what_the_later_one_counted_for_it() -> None:
+    plan = Budget(0.05, 10)
+    first, second, third = (look_at(1, number, plan) for number in (1, 2, 3))
+    for taken in ({3: third}, {1: first, 3: third}, {1: first, 3: third, 4: look_at(1, 4, plan)}):
+        between = look_at(1, 2, plan, taken)
+        assert (between.alpha, between.spent) == (pytest.approx(second.alpha), pytest.approx(second.spent))
+
+
 def test_a_question_is_of_challenger_champion_rows_and_policy() -> None:
     assert (
         len(

@@ -1,6 +1,7 @@
 """Attention of short rows against torch's fused attention, with grouped heads, a prefix and pads."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ptpipeline.models.attention import NAME, use_fused_attention, use_short_rows
+from ptpipeline.models.attention import NAME, attend, use_fused_attention, use_short_rows
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import Input
 from ptpipeline.models.load import load_base
+from tests.models.families import family
 from tests.tiny import tiny_base
 
 
@@ -34,11 +36,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalBase, CausalBa
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many keys each call of torch's fused attention had."""
-    calls, attend = [], scaled_dot_product_attention
+    calls, fused = [], scaled_dot_product_attention
 
     def count(query: Tensor, key: Tensor, *rest: Any, **options: Any) -> Tensor:
         calls.append(key.shape[2])
-        return attend(query, key, *rest, **options)
+        return fused(query, key, *rest, **options)
 
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", count)
     return calls
@@ -77,6 +79,56 @@ def test_long_rows_take_fused_attention(
     assert all(float((a - b).norm() / b.norm()) < 1e-5 for a, b in zip(short, plain, strict=True))
 
 
+MODULE = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=False)
+
+
+def short_rows(keys: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries [1, 4, 3, 8], keys and values [1, 2, S, 8], and a mask [1, 1, 3, S] that hides the last key."""
+    torch.manual_seed(0)
+    mask = torch.zeros(1, 1, 3, keys)
+    mask[..., -1] = -torch.inf
+    return torch.randn(1, 4, 3, 8), torch.randn(1, 2, keys, 8), torch.randn(1, 2, keys, 8), mask
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_scores_are_scaled_as_the_model_says_or_by_the_width_of_a_head(scaling: float | None) -> None:
+    query, key, value, mask = short_rows(5)
+    found, _ = attend(MODULE, query, key, value, mask, scaling=scaling)
+    every = (tensor.repeat_interleave(2, 1) for tensor in (key, value))
+    torch.testing.assert_close(
+        found.transpose(1, 2), scaled_dot_product_attention(query, *every, attn_mask=mask, scale=scaling)
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "fused"),
+    [(10, {}, []), (11, {}, [11]), (5, {"dropout": 0.5}, [5]), (5, {"position_bias": torch.ones(1, 4, 3, 5)}, [5])],
+)
+def test_only_plain_attention_of_at_most_so_many_keys_is_computed_here(
+    keys: int, options: dict[str, Any], fused: list[int], fused_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptpipeline.models.attention.MAX_KEYS", 10)
+    attend(MODULE, *short_rows(keys), **options)
+    assert fused_calls == fused
+
+
+def test_scores_of_bfloat16_are_weighed_in_float32() -> None:
+    """Scores of 100 to 103 times .3, of which bfloat16 would round two."""
+    query, keys = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 4, 8)
+    query[..., 0], keys[..., 0] = 1, torch.arange(100, 104)
+    values, mask = torch.eye(4, 8)[None, None], torch.zeros(1, 1, 1, 4)
+    found, _ = attend(MODULE, *(tensor.bfloat16() for tensor in (query, keys, values, mask)), scaling=0.3)
+    exact = (torch.arange(4.0) * 0.3).softmax(-1)
+    torch.testing.assert_close(found[0, 0, 0, :4].float(), exact, rtol=2**-8, atol=0)
+
+
+def test_a_model_that_was_told_how_to_attend_goes_on_so() -> None:
+    model = family("llama", torch.bfloat16).model
+    model.set_attn_implementation("eager")
+    use_short_rows(model)
+    assert model.config._attn_implementation == "eager"
+
+
 def test_float32_models_keep_fused_attention(pair: tuple[CausalBase, CausalBase]) -> None:
     use_short_rows(pair[1].model)
     assert pair[1].model.config._attn_implementation == "sdpa"
@@ -86,4 +138,7 @@ def test_reference_runs_on_fused_attention(pair: tuple[CausalBase, CausalBase]) 
     model = pair[0].model
     with use_fused_attention(model):
         assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == NAME
+    with pytest.raises(ValueError, match="while it runs"), use_fused_attention(model):
+        raise ValueError("while it runs")
     assert model.config._attn_implementation == NAME

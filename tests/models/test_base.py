@@ -183,6 +183,15 @@ def test_what_neither_changes_token_ids_nor_ends_a_text_is_not(
     assert prepare_folder("a", folder, tmp_path).ref.fingerprint == before
 
 
+def test_special_tokens_by_role_count_by_what_they_are(folder: Path, tmp_path: Path) -> None:
+    """As some savers write them: `{"image_token": "<x>"}`."""
+    found = set()
+    for token in ("<x>", "<y>", {"content": "<y>"}):
+        edited(folder, "tokenizer_config.json", extra_special_tokens={"image_token": token})
+        found.add(prepare_folder("a", folder, tmp_path).ref.tokenizer_fingerprint)
+    assert len(found) == 2
+
+
 def test_the_tokenizers_class_is_covered(folder: Path, tmp_path: Path) -> None:
     edited(folder, "tokenizer_config.json", add_prefix_space=True)  # which the generic class does not read
     before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
@@ -209,6 +218,14 @@ def test_without_generation_config_the_end_of_text_is_that_of_the_config(folder:
     assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
 
 
+def test_a_generation_config_that_states_no_end_stands_before_the_config(folder: Path, tmp_path: Path) -> None:
+    (folder / "generation_config.json").write_text("{}")
+    before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
+    edited(folder, eos_token_id=9)
+    assert followed(folder) == behaviour
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint == before
+
+
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json"])
 def test_a_damaged_file_beside_the_weights_is_named(folder: Path, tmp_path: Path, file: str) -> None:
     (folder / file).write_text("{")
@@ -221,6 +238,13 @@ def test_pinned_fingerprint_refuses_another_model(tmp_path: Path) -> None:
     (tasks / "base_models.yaml").write_text(f'tiny: {{path: "{tmp_path / "base"}", fingerprint: "{"0" * 64}"}}\n')
     with pytest.raises(BaseModelError, match=r"base_models.yaml pins 000000000000"):
         prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tasks))
+
+
+def test_a_path_may_begin_at_a_persons_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_base(tmp_path / "model")
+    (tmp_path / "base_models.yaml").write_text("tiny: {path: ~/model}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tmp_path)).folder == tmp_path / "model"
 
 
 def test_unknown_base_lists_the_known(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_key_values_of_another_shape_are_refused(base: CausalBase) -> None:
         base.compute_prefix([wrong])
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_text_is_read_without_its_continuation_and_decoding_goes_on_behind_it(name: str) -> None:
+    base = family(name)
+    cache, rows = base.compute_prefix(prompts()), [Input([5, 6], [7, 8], 0), Input([9], [3], 1)]
+    plain, given = (base.extend(cache, inputs) for inputs in ([row._replace(continuation=()) for row in rows], rows))
+    assert torch.equal(given.states, plain.states)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(given.cache.tensors, plain.cache.tensors, strict=True))
+    whole = [Input([*row.text, *row.continuation], (), row.prompt) for row in rows]
+    assert base.decode(cache, rows, 3) == base.decode(cache, whole, 3)
+
+
 @pytest.mark.parametrize("prompted", [True, False])
 def test_decoding_together_equals_plain_decoding_alone(base: CausalBase, prompted: bool) -> None:
     """The oracle reads the whole sequence anew for every token; windows are shorter than prompt and text."""

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,8 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models import chat
 from ptpipeline.models.base import prepare_folder
-from ptpipeline.models.chat import ChatTemplate, write_chat
-from ptpipeline.models.plain import PlainEncoder
+from ptpipeline.models.chat import MAX_TEMPLATE, ChatTemplate, write_chat
+from ptpipeline.models.files import BaseFiles
+from ptpipeline.models.plain import PlainEncoder, find_controls
 from ptpipeline.task.template import parse_chat, show_chat
 from tests.models.test_plain import byte_level
 from tests.tiny import tiny_base
@@ -35,8 +37,11 @@ def template(text: str, **tokens: str) -> ChatTemplate:
     return ChatTemplate(text, tuple(tokens.items()))
 
 
-def test_the_messages_stand_where_the_template_writes_them() -> None:
-    form = write_chat("b", template(CHATML), MESSAGES)
+def test_the_messages_stand_where_the_template_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = [(role, f"\ue000{number}{chat._CHANGED}\ue001") for number, (role, _) in enumerate(MESSAGES)]
+    written = "".join(f"<|im_start|>{role}\n{mark}<|im_end|>\n" for role, mark in marked) + "<|im_start|>assistant\n"
+    monkeypatch.setattr(chat, "MAX_CHAT", len(written.encode()))  # which is just enough
+    form = write_chat("bounded", template(CHATML), MESSAGES)
     assert form.parts == [
         "<|im_start|>system\n",
         "Answer </s> {{yes}} or no.",
@@ -140,6 +145,33 @@ def test_the_special_tokens_of_an_older_saver_are_handed_in(tmp_path: Path) -> N
     assert dict(found.tokens)["eos_token"] == "</s>"
 
 
+def stated_in(**texts: Any) -> BaseFiles:
+    """A base of these small files alone, by name without its ending."""
+    bodies = {f"{name}.json": json.dumps(fields).encode() for name, fields in texts.items()}
+    return BaseFiles(Path("base"), bodies, [], [], "")
+
+
+def test_a_chat_template_has_a_bound_of_characters() -> None:
+    whole = stated_in(tokenizer_config={"chat_template": "x" * MAX_TEMPLATE}).read_chat_template()
+    assert whole is not None
+    assert len(whole.text) == MAX_TEMPLATE
+    with pytest.raises(BaseModelError, match=f"has more than {MAX_TEMPLATE} characters"):
+        stated_in(tokenizer_config={"chat_template": "x" * (MAX_TEMPLATE + 1)}).read_chat_template()
+
+
+@pytest.mark.parametrize("text", [" \n", 7, [], [{"name": "tool_use", "template": "x"}], ["x"]])
+def test_what_is_no_chat_template_of_its_own_is_none(text: object) -> None:
+    assert stated_in(tokenizer_config={"chat_template": text}).read_chat_template() is None
+
+
+def test_the_special_tokens_are_texts_of_the_newest_file_that_has_them() -> None:
+    told = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None, "add_bos_token": True, "a": "<a>"}
+    newer = {"tokenizer_config": told | {"chat_template": "x"}, "special_tokens_map": {"eos_token": "<old>"}}
+    for decoder, end in (({"added_tokens_decoder": {}}, "</s>"), ({}, "<old>")):
+        found = stated_in(**newer | {"tokenizer_config": newer["tokenizer_config"] | decoder}).read_chat_template()
+        assert found == ChatTemplate("x", (("bos_token", "<s>"), ("eos_token", end)))
+
+
 @pytest.mark.parametrize("place", ["file", "configuration", "list"])
 def test_it_is_read_from_the_base(place: str, tmp_path: Path) -> None:
     folder = tiny_base(tmp_path / "base")
@@ -177,7 +209,8 @@ def blanks() -> Any:
     tokenizer = Tokenizer(models.BPE(letters, [], unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", unk_token="?")
+    end = AddedToken("<|im_end|>", lstrip=True, rstrip=True, special=True)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, unk_token="?")
     made.add_special_tokens({"extra_special_tokens": [AddedToken("<|im_start|>", rstrip=True, special=True)]})
     made.chat_template = CHATML
     return made
@@ -193,6 +226,23 @@ def test_a_chat_has_the_tokens_that_transformers_gives(make: Any, text: str) -> 
     messages = [{"role": "system", "content": "say"}, {"role": "user", "content": text}]
     expected = made.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert ids == expected
+
+
+def test_a_chat_that_begins_with_words_has_the_blank_that_the_tokenizer_puts_before_them() -> None:
+    made = blanks()
+    rendered = parse_chat(["say ", "{text}", "<|im_end|>ab"]).render({"text": "a b"}, "row")
+    assert (
+        PlainEncoder(made).encode(rendered, True) == made("say a b<|im_end|>ab", add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_a_role_makes_a_control_token_of_one_that_is_not_marked_special() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0}, []))
+    tokenizer.add_tokens([AddedToken("stop"), AddedToken("word")])
+    made = SimpleNamespace(
+        backend_tokenizer=tokenizer, all_special_ids=[1], added_tokens_decoder=tokenizer.get_added_tokens_decoder()
+    )
+    assert find_controls(made) == {1: "stop"}
 
 
 def test_the_chats_tokens_are_controls_and_the_messages_are_text() -> None:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from ptpipeline.errors import BaseModelError
+from ptpipeline.models import compute_type
 from ptpipeline.models.base import PreparedBase, prepare_folder
 from ptpipeline.models.compute_type import (
     Product,
     Speed,
+    _can_multiply,
+    _make_operands,
     choose_dtype,
     describe_product,
     locate_speed,
@@ -67,6 +72,74 @@ def test_the_product_is_the_largest_matrix_of_a_layer(base: PreparedBase) -> Non
     assert config["vocab_size"] > product.outputs
 
 
+@pytest.mark.parametrize(
+    ("shapes", "largest"),
+    [
+        ({"layers.0.a": (30, 4), "layers.1.b": (10, 20), "layers.1.c": (9, 9, 9), "embed": (99, 9)}, (10, 20)),
+        ({"embed": (99, 9), "head": (9, 99, 9)}, (99, 9)),
+        ({"layers.0.a": (7, 2**12)}, (7, 2**12)),
+    ],
+)
+def test_of_layers_or_of_the_rest_the_largest_matrix_counts(
+    shapes: dict[str, tuple[int, ...]], largest: tuple[int, int], base: PreparedBase, tmp_path: Path
+) -> None:
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "own.safetensors")
+    own = base._replace(files=base.files._replace(weights=[tmp_path / "own.safetensors"]))
+    product = describe_product(own)
+    assert (product.outputs, product.inputs) == largest
+
+
+def test_no_more_weights_are_multiplied_than_tell_the_rate(base: PreparedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = describe_product(base)
+    for most, outputs in ((2 * whole.inputs + 1, 2), (whole.inputs - 1, 1)):
+        monkeypatch.setattr(compute_type, "_MAX_WEIGHTS", most)
+        assert describe_product(base) == whole.model_copy(update={"outputs": outputs})
+
+
+def test_a_base_without_a_matrix_is_refused(base: PreparedBase, tmp_path: Path) -> None:
+    save_file({"layers.0.norm": torch.zeros(4)}, tmp_path / "own.safetensors")
+    with pytest.raises(BaseModelError, match="holds no matrix; is it a language model"):
+        describe_product(base._replace(files=base.files._replace(weights=[tmp_path / "own.safetensors"])))
+
+
+def test_a_limit_of_the_instructions_is_another_machine(base: PreparedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    free = describe_product(base)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert set(describe_product(base).instructions) == {*free.instructions, "limit AVX2"}
+
+
+def test_the_shortest_time_of_each_type_counts(base: PreparedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = describe_product(base)
+    rounds: list[dict[torch.dtype, float]] = [
+        {torch.float32: 3, torch.bfloat16: 4}, {torch.float32: 1, torch.bfloat16: 2},
+        {torch.float32: 2, torch.bfloat16: 5},
+    ]  # fmt: skip
+    known = [dtype for dtype in rounds[0] if _can_multiply(*_make_operands(product, dtype))]
+    taken = [taking(*(seconds[dtype] for dtype in known)) for seconds in rounds]
+    clock = FixedClock([0.0, *taken[0], 0.1, *taken[1], 0.2, *taken[2], 9.0])  # the time between is looked at, too
+    monkeypatch.setattr(compute_type, "time", clock)
+    speed, work = measure_speed(product), 2 * product.tokens * product.inputs * product.outputs / 1e9
+    assert speed.float32 == pytest.approx(work / 1)
+    assert speed.bfloat16 == pytest.approx(work / 2 if torch.bfloat16 in known else 0)
+    assert clock.times == []
+
+
+class FixedClock:
+    """A clock that tells these times, one after another."""
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+
+    def perf_counter(self) -> float:
+        return self.times.pop(0)
+
+
+def taking(*seconds: float) -> list[float]:
+    """Beginnings and ends that are so far apart."""
+    return [at for one in seconds for at in (50.0, 50.0 + one)]
+
+
 def test_it_is_measured_once_within_a_second(base: PreparedBase, settings: Settings) -> None:
     started = time.perf_counter()
     first = choose_dtype(base, settings)
@@ -76,6 +149,7 @@ def test_it_is_measured_once_within_a_second(base: PreparedBase, settings: Setti
     assert choose_dtype(base, settings) == first
     assert path.read_bytes() == kept
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"float32": 1}', b"\xff" * 100, b"[" * 1000, bytes(100_000)])

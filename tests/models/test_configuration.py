@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ptpipeline.errors import BaseModelError
+from ptpipeline.models import configuration
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.configuration import HARMLESS, reduce_configuration
 from ptpipeline.models.files import read_files
@@ -134,6 +135,8 @@ def test_the_class_of_a_model_follows_from_its_type() -> None:
         ({"hidden_size": 64, "model_type": ["llama"]}, "states no model_type"),
         (LLAMA | {"num_hidden_layers": 10**9}, "at most 10000 layers"),
         (LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 2**60}, "at most 10000 layers"),
+        (LLAMA | {"text_config": {"num_hidden_layers": 10_001}}, "at most 10000 layers"),
+        (LLAMA | {"text_config": {"num_hidden_layers": 10_000}, "vocab_size": [1]}, "transformers"),
         (LLAMA | {"hidden_size": "wide"}, "states no hidden_size"),
         (LLAMA | {"hidden_size": True}, "states no hidden_size"),
         ({"model_type": "llava", "text_config": LLAMA}, "choose a model of text alone"),
@@ -146,6 +149,16 @@ def test_a_configuration_of_no_model_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(BaseModelError, match=expected):
         write(folder, config)
+
+
+def test_another_release_of_transformers_builds_a_configuration_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may fill in other values."""
+    write(folder, LLAMA)
+    monkeypatch.setattr(configuration, "version", lambda package: "6.0")
+    write(folder, LLAMA)
+    assert len(list((folder.parent / "home/fingerprints").iterdir())) == 2
 
 
 def test_a_known_configuration_is_not_built_again(folder: Path) -> None:

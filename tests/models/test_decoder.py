@@ -103,6 +103,13 @@ def test_nan_of_one_prompt_reaches_no_other(name: str) -> None:
     assert torch.equal(found[2], expected[2])
 
 
+def test_a_gradient_of_a_gradient_is_refused_and_not_taken_for_none() -> None:
+    base, prompts = family("llama"), prompts_of([3])
+    (first,) = torch.autograd.grad(by_hand(base, prompts, (0, 0, 0)).cos().sum(), prompts, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_logits_equal_the_models_own(name: str) -> None:
     base = family(name)

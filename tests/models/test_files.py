@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from ptpipeline.errors import BaseModelError
+from ptpipeline.models import weights
 from ptpipeline.models.base import PreparedBase, prepare_folder
 from ptpipeline.models.load import load_base
-from ptpipeline.models.weights import digest_weights
+from ptpipeline.models.weights import Stored, digest_weights, read_headers
 from tests import processes
 from tests.tiny import tiny_base
 
@@ -68,7 +69,9 @@ def sharded(folder: Path) -> Path:
         "flax_model.msgpack",
         "model.Q4_1.gguf",
         "adapter_config.json",
+        "Adapter_Model.pt2",
         "adapter_model.safetensors",
+        "PYTORCH_MODEL.BIN",
         INDEX,
     ],
 )
@@ -161,10 +164,18 @@ def test_a_field_that_names_code_or_further_files_is_refused(
         prepare(folder)
 
 
-def test_remote_code_in_a_part_of_the_configuration_is_refused(folder: Path) -> None:
-    edited(folder / "config.json", text_config={"auto_map": {"AutoConfig": "a.B"}})
+@pytest.mark.parametrize(
+    "part", [{"auto_map": {"AutoConfig": "a.B"}}, {"auto_map": {}}, [{"parts": [{"auto_map": "a.B"}]}]]
+)
+def test_remote_code_in_a_part_of_the_configuration_is_refused(folder: Path, part: object) -> None:
+    edited(folder / "config.json", text_config=part)
     with pytest.raises(BaseModelError, match="copy the model without auto_map"):
         prepare(folder)
+
+
+def test_a_field_for_code_that_names_none_is_harmless(folder: Path) -> None:
+    edited(folder / "generation_config.json", auto_map=None)
+    assert prepare(folder).ref.hidden_size == 64
 
 
 # ---------------------------------------------------------------- bytes that change
@@ -247,6 +258,13 @@ def test_weights_that_are_replaced_between_hash_and_load_are_refused(folder: Pat
         load_base(prepared, "float32")
 
 
+def test_weights_that_are_removed_between_hash_and_load_are_refused(folder: Path) -> None:
+    prepared = prepare(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(BaseModelError, match=r"model.safetensors: was changed since it was hashed"):
+        prepared.files.check_unchanged()
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
 def test_small_files_are_loaded_as_they_were_hashed(folder: Path, name: str) -> None:
     prepared = prepare(folder)
@@ -317,6 +335,36 @@ def test_a_damaged_header_is_refused_in_a_sentence(body: bytes, folder: Path) ->
     (folder / WEIGHTS).write_bytes(body)
     with pytest.raises(BaseModelError, match=WEIGHTS):
         prepare(folder)
+
+
+def test_a_tensor_without_numbers_may_be_stated_behind_one_that_begins_where_it_does(tmp_path: Path) -> None:
+    header = {"a": tensor(0, 4), "b": tensor(0, 0, shape=[0])}
+    (tmp_path / WEIGHTS).write_bytes(safetensors(header, bytes(4)))
+    assert read_headers([tmp_path / WEIGHTS]) == {"a": Stored("F32", [1]), "b": Stored("F32", [0])}
+
+
+def test_a_digest_is_of_names_types_shapes_and_bytes_in_whatever_order_they_are_stated(tmp_path: Path) -> None:
+    def digest(header: dict[str, Any], body: bytes = bytes(range(8))) -> str:
+        (tmp_path / WEIGHTS).write_bytes(safetensors(header, body))
+        return digest_weights([tmp_path / WEIGHTS])[0]
+
+    both = {"a": tensor(0, 4), "b": tensor(4, 8)}
+    assert digest(both) == digest(dict(reversed(both.items()))) == digest(both | {"__metadata__": {"format": "pt"}})
+    others = [
+        both, {"a": tensor(4, 8), "b": tensor(0, 4)}, {"a": tensor(0, 4), "c": tensor(4, 8)},
+        {"a": tensor(0, 4, "I32"), "b": tensor(4, 8)}, {"a": tensor(0, 4, shape=[1, 1]), "b": tensor(4, 8)},
+    ]  # fmt: skip
+    assert len({*map(digest, others), digest(both, bytes(8))}) == 6
+
+
+def test_a_header_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = safetensors({"a": tensor(0, 4)}, bytes(4))
+    (tmp_path / WEIGHTS).write_bytes(body)
+    monkeypatch.setattr(weights, "MAX_HEADER", len(body) - 12)
+    assert list(read_headers([tmp_path / WEIGHTS])) == ["a"]
+    monkeypatch.setattr(weights, "MAX_HEADER", len(body) - 13)
+    with pytest.raises(BaseModelError, match="not a safetensors file"):
+        read_headers([tmp_path / WEIGHTS])
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

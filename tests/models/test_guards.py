@@ -1,19 +1,31 @@
 """What a base model has to be: the passes by hand take models of known traits alone, no hybrid model gets a prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralForCausalLM
+from torch import Tensor
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+)
 
 from ptpipeline.errors import BaseModelError
+from ptpipeline.models import memory
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.decoder import FusedDecoder
-from ptpipeline.models.frozen import Input, KeyValues
-from ptpipeline.models.guards import check_causal, check_logits
+from ptpipeline.models.frozen import Input, KeyValues, PrefixCache
+from ptpipeline.models.guards import check_causal, check_logits, check_prefix
 from ptpipeline.models.load import _read_context_length, _read_start_token
 from ptpipeline.models.traits import UnknownTrait, read_longest
 from tests.models.families import FAMILIES, SIZES, family
@@ -56,6 +68,7 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
         "rope_type dynamic",
     ),
+    "a rope of one type of layers that changes with the length": (lambda: with_a_dynamic_type(), "rope_type dynamic"),
     "another activation": (lambda: llama(hidden_act="relu"), "activation relu"),
     "another parameter": (with_a_gate, "parameter self_attn.sinks"),
     "another kind of map": (with_an_adapter, "Adapted as self_attn.q_proj"),
@@ -67,6 +80,13 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
     "heads of several widths": (lambda: with_odd_layer("head_dim", 4), "layers of different head_dim"),
     "scores of several scales": (lambda: with_odd_layer("scaling", 0.5), "layers of different scaling"),
 }
+
+
+def with_a_dynamic_type() -> Gemma3ForCausalLM:
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=8, layer_types=types)).requires_grad_(False)
+    model.config.rope_parameters["full_attention"]["rope_type"] = "dynamic"
+    return model
 
 
 def with_layer_types() -> LlamaForCausalLM:
@@ -174,6 +194,61 @@ def test_a_model_that_makes_its_logits_in_an_unknown_way_is_refused() -> None:
     base.model.forward = scaled
     with pytest.raises(BaseModelError, match="makes its logits in a way that is not known here"):
         check_logits(base)
+
+
+class Apart(CausalBase):
+    """A base whose rows behind cached prompts are so far from concatenation."""
+
+    by = 0.0
+
+    def compute_states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
+        return super().compute_states(cache, inputs) * (1 + self.by)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "by", "free", "accepted"),
+    [
+        (torch.float32, 0.0, 2**40, True),
+        (torch.float32, 0.03, 2**40, False),
+        (torch.bfloat16, 0.03, 2**40, True),
+        (torch.bfloat16, 0.2, 2**40, False),  # in float32 it is as far apart
+        (torch.bfloat16, 0.2, 0, True),  # as experts that round otherwise may be, and nothing tells them apart
+        (torch.bfloat16, 0.5, 0, False),
+    ],
+)
+def test_states_behind_a_cached_prompt_may_be_as_far_from_concatenation_as_rounding_takes_them(
+    dtype: torch.dtype, by: float, free: int, accepted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, figure in (("max", free), ("current", 0)):
+        (tmp_path / f"memory.{name}").write_text(f"{figure}\n")
+    (tmp_path / "memory.stat").write_text("")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    plain = family("gpt2", dtype)
+    base = Apart(plain.model, plain.tokenizer, plain.ref, dtype, plain.context)
+    monkeypatch.setattr(Apart, "by", by)
+    with (
+        nullcontext() if accepted else pytest.raises(BaseModelError, match="computes otherwise behind keys and values")
+    ):
+        check_prefix(base)
+
+
+def test_logits_of_another_vocabulary_are_refused() -> None:
+    base = family("mistral sliding")
+    forward = base.model.forward
+
+    def cut(**inputs: Any) -> Any:
+        answer = forward(**inputs)
+        answer.logits = answer.logits[..., :-1]
+        return answer
+
+    base.model.forward = cut
+    with pytest.raises(BaseModelError, match="makes its logits in a way that is not known here"):
+        check_logits(base)
+
+
+def test_a_vocabulary_of_few_tokens_is_tried_on_those() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=3, n_embd=32, n_layer=1, n_head=4, n_positions=64)).eval()
+    check_causal(replace(family("gpt2", torch.float32), model=model))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3, 8), (3, 4, 3, 8), (3, 2, 3, 4)])

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase, Input
-from ptpipeline.models.load import load_base, load_vocabulary
+from ptpipeline.models.load import _check_stored, _check_whole, load_base, load_vocabulary
+from ptpipeline.models.weights import Stored
 from ptpipeline.prompts.initialise import compute_activations
 from tests.tiny import FOLDER, tiny_base
 
@@ -192,6 +194,32 @@ def test_what_bfloat16_leaves_in_doubt_is_tried_in_float32(tmp_path: Path) -> No
         load(folder, "bfloat16")
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
     load(save(tmp_path / "experts", "Olmoe", **SIZES | {"num_hidden_layers": 24}, **experts), "bfloat16")
+
+
+@pytest.mark.parametrize("which", ["type", "float16"])
+def test_nothing_computes_in_another_type(which: str, tmp_path: Path) -> None:
+    folder = tiny_base(tmp_path / "base")
+    with pytest.raises(BaseModelError, match=f"nothing computes in '{which}'; expected float32 or bfloat16"):
+        load(folder, which)
+
+
+def test_no_more_than_three_weights_that_are_lacking_are_named() -> None:
+    for count, shown in ((3, "w2 is in no file; fetch"), (4, "w2 is in no file, and 1 more; fetch")):
+        loaded = {"missing_keys": [f"w{number}" for number in range(count)], "mismatched_keys": []}
+        with pytest.raises(BaseModelError, match=shown):
+            _check_whole("base", loaded)
+
+
+def test_numbers_that_are_no_weights_may_be_of_any_type() -> None:
+    _check_stored("base", SimpleNamespace(), {"position_ids": Stored("I64", [9]), "a.weight": Stored("F16", [9])})
+    with pytest.raises(BaseModelError, match=r"a\.weight is stored as I64"):
+        _check_stored("base", SimpleNamespace(), {"a.weight": Stored("I64", [9])})
+
+
+def test_a_loaded_base_trains_nothing_and_draws_nothing(tmp_path: Path) -> None:
+    model = load(tiny_base(tmp_path / "base")).model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])

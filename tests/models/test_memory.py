@@ -13,6 +13,7 @@ from ptpipeline.models.memory import (
     choose_prompt_tokens,
     count_free_bytes,
     count_token_bytes,
+    count_total_bytes,
     fit_pass_tokens,
 )
 from tests.models.families import family
@@ -39,6 +40,25 @@ def test_without_a_container_the_machine_bounds_it(
 ) -> None:
     monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, limit) if limit else tmp_path)
     assert count_free_bytes(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_a_container_larger_than_the_machine_bounds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, str(2**60)))
+    assert count_free_bytes(CPU) <= psutil.virtual_memory().total
+    assert count_total_bytes(CPU) == psutil.virtual_memory().total
+
+
+def test_a_container_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, str(GIBIBYTE)))
+    assert (count_free_bytes(CPU), count_total_bytes(CPU)) == (0, GIBIBYTE)
+
+
+@pytest.mark.parametrize("limit", ["max", None])
+def test_without_a_container_a_device_has_the_machines_memory(
+    limit: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, limit) if limit else tmp_path)
+    assert count_total_bytes(CPU) == psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(

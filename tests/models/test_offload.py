@@ -13,9 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.fetch import fetched, is_away
 from ptpipeline.models.frozen import FrozenBase, Input, list_tensors
 from ptpipeline.models.load import load_base
-from ptpipeline.models.offload import Rooms, hold_weights, measure_rooms, place_layers
+from ptpipeline.models.offload import (
+    Rooms,
+    count_weight_bytes,
+    describe_placement,
+    hold_weights,
+    measure_rooms,
+    place_layers,
+)
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Member
 from ptpipeline.tuning.tracker import NoTracker
@@ -82,6 +90,49 @@ def test_a_base_that_reads_layers_from_its_files_computes_the_same_bits(name: st
     assert (partly.digest_weights(), partly.known) == (whole.digest_weights(), whole.known)
     if isinstance(whole, CausalBase):
         assert (partly.fused is None) == (whole.fused is None)
+
+
+def test_a_base_that_just_fits_lies_on_the_device(tmp_path: Path) -> None:
+    prepared = prepare_folder("large", saved(tmp_path, "llama"), tmp_path)
+    needed = count_weight_bytes(prepared.files, torch.float32)
+    assert [load_base(prepared, "float32", Rooms(room)).whole for room in (needed, needed - 1)] == [True, False]
+
+
+def test_weights_that_were_fetched_go_whatever_happens_meanwhile(tmp_path: Path) -> None:
+    layer = load(saved(tmp_path, "gpt2"), 0.8).model.transformer.h[-1]
+    seen: list[bool] = []
+
+    def fail() -> None:
+        with fetched(layer):
+            seen.append(is_away(layer))
+            raise ValueError("meanwhile")
+
+    with pytest.raises(ValueError, match="meanwhile"):
+        fail()
+    assert (seen, is_away(layer)) == ([False], True)
+
+
+def test_layers_outside_are_counted_by_where_they_lie() -> None:
+    placement = {"a": "cuda:0", "b": "cpu", "c": "disk", "d": "disk"}
+    assert "of its layers, 1 in memory and 2 in their files stay" in describe_placement(placement, GPU)
+    assert "of its layers, 2 in their files stay" in describe_placement(placement | {"a": "cpu"}, CPU)
+
+
+class Uneven(nn.Module):
+    """Layers of four and of forty numbers."""
+
+    _no_split_modules = ("Linear",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large = nn.Linear(2, 2, bias=False), nn.Linear(20, 2, bias=False)
+
+
+def test_there_is_room_for_the_largest_layer_twice() -> None:
+    """One that was fetched, and the one whose place it takes: 40 numbers of four bytes."""
+    assert place_layers("large", Uneven(), GPU, Rooms(2 * 160 + 16))["small"] == "cuda:0"
+    with pytest.raises(BaseModelError, match="do not fit into the memory"):
+        place_layers("large", Uneven(), GPU, Rooms(2 * 160 - 1))
 
 
 def test_the_first_layers_fill_the_device(tmp_path: Path) -> None:
@@ -183,7 +234,8 @@ def test_a_gpu_is_filled_before_memory_and_memory_before_files() -> None:
     outside = sum(parameter.nbytes for parameter in model.parameters()) - 6 * layer
     placement = place_layers("large", model, GPU, Rooms(outside + 5 * layer, 2 * layer))
     assert [placement[f"model.layers.{index}"] for index in range(6)] == ["cuda:0"] * 3 + ["cpu"] * 2 + ["disk"]
-    assert {placement[name] for name in ("model.embed_tokens", "model.norm", "lm_head")} == {"cuda:0"}
+    others = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    assert {placement[name] for name in others} == {"cuda:0"}
 
 
 def test_a_base_whose_embeddings_do_not_fit_is_refused(tmp_path: Path) -> None:

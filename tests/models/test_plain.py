@@ -1,5 +1,6 @@
 """Text is text: no words of a person or a file become tokens that steer the model."""
 
+import copy
 import re
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import FreeText, LabelTokens, TaskText
 from ptpipeline.models.plain import PlainEncoder, find_controls
-from ptpipeline.task.template import parse_template
+from ptpipeline.task.template import parse_chat, parse_template
 from tests.evaluation.probed import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,28 @@ def test_the_tokenizer_that_decodes_is_left_as_it_was() -> None:
     PlainEncoder(made).encode("<tool_call>", False)
     assert made("<tool_call>")["input_ids"] == told
     assert made.decode(told, skip_special_tokens=True) == "<tool_call>"
+
+
+def test_a_bound_and_pads_that_a_tokenizer_was_saved_with_change_no_text() -> None:
+    made = copy.deepcopy(byte_level())
+    made.backend_tokenizer.enable_truncation(3)
+    made.backend_tokenizer.enable_padding(length=40)
+    assert PlainEncoder(made).encode("a good film", False) == PlainEncoder(byte_level()).encode("a good film", False)
+
+
+def test_markup_beside_the_words_steers_and_what_only_looks_like_it_does_not() -> None:
+    tokenizer = Tokenizer(models.BPE({"<b>": 0, "a": 1}, []))
+    tokenizer.add_special_tokens(["<end>", "  "])
+    tokenizer.add_tokens([AddedToken(name) for name in ("<b>", "{tool}", "[x]", "|y|", "<>", "(z)", "<half")])
+    found = find_controls(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert sorted(found.values()) == ["<end>", "[x]", "{tool}", "|y|"]
+
+
+def test_of_control_tokens_that_begin_alike_a_chat_has_the_longest() -> None:
+    made = copy.deepcopy(byte_level())
+    made.add_special_tokens({"extra_special_tokens": ["<turn>", "<turn>>"]})
+    ids = PlainEncoder(made).encode(parse_chat(["<turn>>", "{text}", ""]).render({"text": ""}, "row"), True)
+    assert ids == [made.convert_tokens_to_ids("<turn>>")]
 
 
 def test_rows_and_targets_hold_one_end_alone() -> None:

@@ -163,6 +163,28 @@ def test_keys_and_values_are_refused() -> None:
             taking()
 
 
+def test_an_embedded_prompt_beside_keys_and_values_changes_nothing_of_that() -> None:
+    base, prefix = seq2seq_family("t5 relu tied"), KeyValues(torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8))
+    with pytest.raises(BaseModelError, match=r"prefix tuning .* needs a causal model"):
+        base.compute_prefix([prompts()[0], prefix])
+
+
+def test_the_same_text_behind_two_prompts_is_read_behind_each() -> None:
+    base = seq2seq_family("t5 relu tied")
+    cache, rows = base.compute_prefix(prompts()), [ROWS[0]._replace(prompt=member) for member in (0, 1, 0)]
+    together = base.compute_states(cache, rows)
+    torch.testing.assert_close(together, torch.cat([base.compute_states(cache, [row]) for row in rows]))
+
+
+def test_a_word_without_an_embedding_is_refused(tmp_path: Path) -> None:
+    folder = t5_folder(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([f"word{index}" for index in range(200)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BaseModelError, match="beyond the 500 embeddings of the model"):
+        load_base(prepared(folder), "float32")
+
+
 def t5_folder(folder: Path, **fields: Any) -> Path:
     """A tiny T5 with the tiny base's tokenizer, as transformers saves it; None removes a field of its configuration."""
     PreTrainedTokenizerFast.from_pretrained(tiny_base(folder / "causal")).save_pretrained(folder / "t5")

@@ -127,6 +127,32 @@ def test_a_chunk_of_tokens_is_written_where_the_row_stands() -> None:
     assert len(places) == 1
 
 
+def count_bytes(slots: Slots) -> int:
+    return slots.read(0)[0].untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("how", ["others join", "it grows"])
+def test_the_room_of_a_longer_row_that_went_is_given_back(how: str) -> None:
+    slots = Slots()
+    slots.add(own(5000))
+    slots.add(own(3))
+    slots.remove(0)
+    if how == "others join":
+        slots.add(own(2, 2))
+    else:
+        for _ in range(CHUNK + 1):
+            grow(slots)
+    assert count_bytes(slots) <= 4 * HEADS * WIDTH * {"others join": 3 * (3 + CHUNK), "it grows": 3 + 2 * CHUNK}[how]
+
+
+def test_rows_that_join_one_by_one_are_seldom_moved() -> None:
+    slots, moves, before = Slots(), 0, 0
+    for _ in range(100):
+        slots.add(own(3))
+        moves, before = moves + (count_bytes(slots) != before), count_bytes(slots)
+    assert moves < 20
+
+
 def test_memory_is_that_of_the_rows_that_are_here() -> None:
     slots = Slots()
     slots.add(own(*[3] * 100))

@@ -31,6 +31,18 @@ def test_the_embeddings_are_those_of_the_whole_model(name: str, tmp_path: Path) 
     assert others <= 2 * 32 + 128 * 32  # a last norm, and GPT-2's table of positions
 
 
+def test_the_table_is_that_of_the_file_as_it_was_hashed(tmp_path: Path) -> None:
+    prepared = prepare_folder("llama", saved(FAMILIES["llama"](), tmp_path), tmp_path / "home")
+    loaded = load_vocabulary(prepared)
+    before = loaded.embed(torch.arange(97)).clone()
+    with (prepared.folder / "model.safetensors").open("r+b") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))  # behind the header
+        file.write(bytes(prepared.files.states[0][2] - file.tell()))
+    assert torch.equal(loaded.embed(torch.arange(97)), before)
+    with pytest.raises(BaseModelError, match="was changed since it was hashed"):
+        load_vocabulary(prepared)
+
+
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     folder = saved(SEQ2SEQ_FAMILIES["t5 relu tied"](), tmp_path)
     with pytest.raises(BaseModelError, match="vLLM takes embeddings for causal models alone"):

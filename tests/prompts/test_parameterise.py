@@ -49,6 +49,21 @@ def test_every_parameter_learns(tune: Tune) -> None:
     assert not silent
 
 
+@pytest.mark.parametrize("width", [None, 8])
+@pytest.mark.parametrize(
+    ("method", "encoder", "usual"),
+    [("residual", None, 800), ("prefix", None, 512), ("p_tuning", "mlp", 16), ("p_tuning", "lstm", 16)],
+)
+def test_a_network_is_as_wide_as_the_recipe_says_or_as_the_papers(
+    method: str, encoder: str | None, usual: int, width: int | None
+) -> None:
+    tune = Tune(method=method, encoder_width=width, **({"encoder": encoder} if encoder else {}))  # type: ignore[arg-type]
+    network = parameterise(tune, initial(tune)).network
+    assert isinstance(network, torch.nn.Module)
+    gates = 4 if encoder == "lstm" else 1  # of an LSTM, whose weights are one tensor
+    assert len(next(network.parameters())) == gates * (width or usual)
+
+
 def test_one_seed_makes_one_network(tune: Tune) -> None:
     first, second = (parameterise(tune, initial(tune)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

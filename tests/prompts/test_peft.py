@@ -221,6 +221,21 @@ def test_what_is_no_sound_adapter_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("stated", [{"num_layers": None}, {"num_attention_heads": None}, {"num_attention_heads": 3}])
+def test_a_prefix_has_layers_and_heads_that_divide_its_width(tmp_path: Path, stated: dict[str, int | None]) -> None:
+    prefix = KeyValues(torch.ones(3, 2, 4, 8), torch.ones(3, 2, 4, 8))
+    folder = written(tmp_path / "a", build_peft_files(prefix, CAUSAL))
+    with pytest.raises(ArtifactError, match=r"found .* and .* for 16; save the adapter again with a current PEFT"):
+        read_foreign(edited(folder, **stated))
+
+
+def test_a_thousand_virtual_tokens_are_the_most_that_are_read(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", build_peft_files(torch.ones(1000, 2), CAUSAL))
+    (tmp_path / "a.npy").write_bytes(npy(np.ones((1000, 2), np.float32)))
+    for path in (folder, tmp_path / "a.npy"):
+        assert torch.equal(torch.as_tensor(read_foreign(path).prompt), torch.ones(1000, 2))
+
+
 def lying_npy() -> bytes:
     """A header that states terabytes."""
     buffer = io.BytesIO()

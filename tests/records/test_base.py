@@ -3,9 +3,10 @@
 from typing import Any, ClassVar
 
 import pytest
+import rfc8785
 from pydantic import ValidationError
 
-from ptpipeline.records.base import MAX_INTEGER, Count, Grown, Key, Number, Record, Time, Words, is_name
+from ptpipeline.records.base import MAX_INTEGER, Count, Grown, Key, Number, Record, Time, Words, digest_of, is_name
 
 
 class Bounded(Record):
@@ -32,6 +33,12 @@ def test_a_field_takes_its_bound_and_nothing_beyond(field: str, last: Any, beyon
     assert getattr(Bounded(**{field: last}), field) == last
     with pytest.raises(ValidationError, match=field):
         Bounded(**{field: beyond})
+
+
+def test_the_largest_count_is_the_largest_that_canonical_json_can_hold() -> None:
+    assert len(digest_of(Bounded(count=MAX_INTEGER).to_json())) == 64
+    with pytest.raises(rfc8785.IntegerDomainError):
+        digest_of(MAX_INTEGER + 1)
 
 
 def test_an_unknown_field_is_refused() -> None:

@@ -2,18 +2,23 @@
 
 from typing import Any
 
+import pytest
 import torch
 
+from ptpipeline.errors import TrainingError
 from ptpipeline.models.frozen import Input
 from ptpipeline.prompts.parameterise import RankOne
+from ptpipeline.prompts.tensors import pack
 from ptpipeline.records.data import Snapshot, SplitInfo
+from ptpipeline.records.prompts import Cost
 from ptpipeline.task.recipe import SharedPrompt, Tune
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Member
-from ptpipeline.tuning.multitask import Sources, _adapt_recipe, compute_shared_key
+from ptpipeline.tuning.multitask import Sources, _adapt_recipe, _describe_shared, _require_sound, compute_shared_key
 from ptpipeline.tuning.passes import build_examples, concatenated_backward, shared_backward
 from ptpipeline.tuning.tracker import NoTracker
+from tests.evaluation.probed import fields, tiny
 from tests.models.families import family
 from tests.tuning.jobs import declared, job
 
@@ -104,6 +109,29 @@ def test_a_student_that_gains_nothing_trains_to_the_end() -> None:
         student.judge(one.initial, ["no such label"] * len(one.dev))
         assert student.active
     assert student.job.tune.steps == 5
+
+
+def test_a_source_that_fails_fails_the_shared_prompt_whichever_it_is() -> None:
+    base = family("llama")
+    gang = run_gang(base, [job(base, name, steps=1) for name in "ab"], NoTracker(), lambda line: None)
+    assert _require_sound(gang) is gang
+    gang.members[-1].error = TrainingError("the loss of b is no number")
+    with pytest.raises(TrainingError, match="the loss of b is no number"):
+        _require_sound(gang)
+
+
+def test_the_record_of_a_shared_prompt_counts_both_gangs_and_every_source() -> None:
+    base = family("llama")
+    gangs = [
+        run_gang(base, [job(base, name, steps=1) for name in "ab"], NoTracker(), lambda line: None) for _ in range(2)
+    ]
+    for number, member in enumerate(member for gang in gangs for member in gang.members):
+        member.tokens, member.seconds, member.processor_seconds = 10**number, 2.0**number, 3.0**number
+        member.best_dev = number / 4
+    tuned = _describe_shared(base, gangs, pack(torch.ones(3, 32), "float32", fields(tiny())))
+    assert tuned.cost == Cost(tokens=1111, seconds=15, processor_seconds=40)
+    assert (tuned.best_dev, [trial.best_dev for trial in tuned.trials]) == (0.625, [0.5, 0.75])
+    assert [trial.cost for trial in tuned.trials] == [member.cost for member in gangs[-1].members]
 
 
 # ---------------------------------------------------------------- the training key of a shared prompt

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from ptpipeline.evaluation.probes import norms
+from ptpipeline.evaluation.probes import latency, norms
 from ptpipeline.evaluation.probes.latency import measure_latency
 from ptpipeline.evaluation.probes.norms import measure_norms
 from ptpipeline.models.frozen import KeyValues
@@ -92,6 +93,38 @@ def test_latency_is_the_time_of_one_request_and_its_ratio_the_prompts_part() -> 
     assert 5 < found["latency.p50_ms"] <= found["latency.p95_ms"]
     assert 20 * found["latency.p50_ms"] / 1000 < elapsed  # half of forty requests took as long
     assert found["latency.ratio"] > 2
+
+
+class Counting(Engine):
+    """Counts its requests."""
+
+    requests = 0
+
+    def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
+        self.requests += 1
+        return super().score_labels(questions)
+
+
+def test_forty_requests_are_timed_after_five(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that tells 1 to 40 milliseconds of those behind the prompt, and 10 of each without it."""
+    _, made = opinions(tiny())
+    engine = Counting(tiny())
+    engine.load(made)
+    before = engine.requests
+    times = iter([at for number in range(1, 41) for at in (0, number / 1000, 0, 0.01)])
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    found = measure_latency(engine, made, rows(10))
+    assert found == pytest.approx({"latency.p50_ms": 20.5, "latency.p95_ms": 38.05, "latency.ratio": 2.05})
+    assert engine.requests - before == 45
+
+
+def test_the_prompts_part_of_a_generated_text_is_in_its_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that tells 100 milliseconds of a text, and of its first token 20 behind the prompt and 10 without."""
+    engine, made = writing(tiny())
+    times = iter([at for _ in range(40) for at in (0, 0.1, 0, 0.02, 0, 0.01)])
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    found = measure_latency(engine, made, rows(10))
+    assert found == pytest.approx({"latency.p50_ms": 100, "latency.p95_ms": 100, "latency.ratio": 2})
 
 
 class Writing(Engine):

@@ -10,6 +10,7 @@ import pytest
 
 import ptpipeline
 from flows.cli.render import VersionDetails, print_version
+from flows.on_demand.interpret import rank_neighbours
 from flows.stages.outcome import Outcome
 from ptpipeline.errors import DataError, NotFound, TaskFileError
 from ptpipeline.prompts.artifact import read_artifact
@@ -82,6 +83,8 @@ def test_an_ensemble_answers_in_one_batch_as_its_members_average(project: Projec
         asked = [type(predictor)(engine, predictor.resolved._replace(artifact=member, members=[]))]
         alone.append([answer.probabilities["positive"] for answer in asked[0].predict(texts)])
     assert combined == pytest.approx([sum(pair) / 2 for pair in zip(*alone, strict=True)], rel=1e-5)
+    with pytest.raises(DataError, match="its members have neighbours of their own"):
+        rank_neighbours(project.stages, outcome.task, outcome.version)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("recipe", ["", "method: prefix, ", "method: ensemble, ensemble: {members: 2}, "])
