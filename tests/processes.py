@@ -66,3 +66,16 @@ def _run(environment: dict[str, str], target: Callable[..., None], arguments: tu
     os.environ.clear()
     os.environ.update(environment)
     target(*arguments)
+
+
+def in_child(work: Callable[[], None], ends: int = 0) -> None:
+    """Run `work` in a process of its own, whose limits and rights it may give away; `ends` is its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  (the child may not return into pytest)
+            os.write(2, f"{error!r}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ends

@@ -4,8 +4,10 @@ import asyncio
 import resource
 import signal
 import socket
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -67,8 +69,9 @@ class Server:
         """Answer with the application until a signal or `end` ends it; then finish what is under way."""
         _allow_files(FILES)
         drain = self._address.drain
-        self._listener = _Listener(application, self._socket, self._certificate, drain, self._ending)
-        self._listener.run()
+        self._listener = listener = _Listener(application, self._socket, self._certificate, drain, self._ending)
+        with _taking_hangups(listener.handle_exit):
+            listener.run()
 
     def end(self) -> None:
         """End it from another thread, without a drain."""
@@ -123,14 +126,14 @@ class _Listener(uvicorn.Server):
         self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take no more requests, at once (SIGINT, or a second signal) or after the drain (SIGTERM). SIGINT behind that
-        cuts what is under way, as uvicorn's log offers it.
+        """Take no more requests, at once (SIGINT, or a second signal) or after the drain (any other signal). SIGINT
+        behind that cuts what is under way, as uvicorn's log offers it.
         """
         again, self._ending.begun = self._ending.begun, True
         if sig == signal.SIGINT and time.monotonic() >= self._ends and self._loop is not None:
             with suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._cut)
-        self._ends = time.monotonic() + (self._drain if sig == signal.SIGTERM and not again else 0.0)
+        self._ends = time.monotonic() + (0.0 if again or sig == signal.SIGINT else self._drain)
 
     def _cut(self) -> None:
         connections: list[Any] = list(self.server_state.connections)
@@ -142,6 +145,19 @@ class _Listener(uvicorn.Server):
         if self._certificate is not None and counter % RENEWAL_TICKS == 0:
             self._certificate.renew()
         return await super().on_tick(counter) or time.monotonic() >= self._ends
+
+
+@contextmanager
+def _taking_hangups(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let SIGHUP, which a terminal sends as it closes, end the server as SIGTERM does; nohup has it ignored already."""
+    taken = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    if taken:
+        signal.signal(signal.SIGHUP, handle)
+    try:
+        yield
+    finally:
+        if taken:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _allow_files(wanted: int) -> None:

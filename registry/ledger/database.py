@@ -206,6 +206,7 @@ class Database:
             yield
         # InternalError: a standby, or a transaction that idled too long
         except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
+            self._check_rights()
             reason = " ".join(str(getattr(error, "orig", error)).split())
             if refused := _REFUSED.search(reason):
                 raise SettingsError(
@@ -217,6 +218,7 @@ class Database:
                 "writable and that the server runs"
             ) from error
         except (OSError, Timeout) as error:
+            self._check_rights()
             raise ServiceUnavailable(f"ledger {self.name} cannot be opened: {error}; PTP_LEDGER names it") from error
         except DatabaseError as error:
             if re.search("not a database|malformed", str(error.orig)):
@@ -229,6 +231,21 @@ class Database:
                     "database (ALTER DATABASE ... OWNER TO ...)"
                 ) from error
             raise
+
+    def _check_rights(self) -> None:
+        """Raise SettingsError if this user may not use the file of the ledger: that no second try changes."""
+        try:
+            if self.file is None or (self.file.exists() and os.access(self.file, os.R_OK | os.W_OK)):
+                return
+            above = next(folder for folder in self.file.parents if folder.exists())
+            may = not self.file.exists() and os.access(above, os.W_OK | os.X_OK)
+        except PermissionError:  # a folder that this user may not enter
+            may = False
+        if not may:
+            raise SettingsError(
+                f"PTP_LEDGER: {self.name}: this user may not read and write it; let its owner run this, or name a "
+                "ledger of your own"
+            ) from None
 
 
 def seconds_left(expires_at: float, now: float, longest: float) -> float:

@@ -19,11 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from fastapi import FastAPI
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.server import listen
 from ptpipeline.server.door import Ending
 from ptpipeline.server.listen import Address, Server
+from tests.processes import in_child
 from tests.server.serving import Running, running
 from tests.server.test_door import Endless
 
@@ -156,6 +158,23 @@ def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
             except httpx.TransportError:
                 break
             time.sleep(0.05)
+
+
+def test_a_terminal_that_closes_ends_a_server_after_the_drain() -> None:
+    def serve() -> None:
+        server = Server(Address("127.0.0.1", 0, drain=0.3), Ending())
+
+        def hang_up() -> None:
+            while not server.listens:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        threading.Thread(target=hang_up).start()
+        began = time.monotonic()
+        server.run(FastAPI())
+        assert 0.3 < time.monotonic() - began < 20
+
+    in_child(serve)
 
 
 def test_a_second_interrupt_cuts_what_is_under_way(tmp_path: Path) -> None:

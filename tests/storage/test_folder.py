@@ -15,6 +15,7 @@ import pytest
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.storage import FolderStore
+from tests.processes import in_child
 
 LIMIT = 4096
 WRITER = """
@@ -177,19 +178,6 @@ def test_what_killed_writers_left_is_removed_after_an_hour(tmp_path: Path) -> No
     FolderStore(tmp_path).create("b", b"two")
     assert (old.exists(), new.exists()) == (False, True)
     assert list(FolderStore(tmp_path / ".put").keys("none")) == []
-
-
-def in_child(work: Callable[[], None], ends: int = 0) -> None:
-    """Run `work` in a process of its own, whose limits and rights it may give away; `ends` is its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001  (the child may not return into pytest)
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ends
 
 
 def written(store: FolderStore) -> None:

@@ -1,10 +1,14 @@
-"""How long a right lasts, and that the fences of a thread are its own."""
+"""How long a right lasts, that the fences of a thread are its own, and whom a ledger refuses."""
+
+import os
+from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import Overtaken
+from ptpipeline.errors import Overtaken, SettingsError
 from registry.ledger.database import Database, seconds_left
 from registry.registry import Registry
+from tests.processes import in_child
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,24 @@ def test_a_fence_ends_writes_of_its_own_database_while_it_stands(plain: Registry
         plain.ledger.tasks()  # who reads is not asked
     database.check_fences()
     other.close()
+
+
+@pytest.mark.parametrize("closed", ["file", "folder", "nothing"])
+def test_a_ledger_that_this_user_may_not_use_is_refused_for_good(tmp_path: Path, closed: str) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    if closed != "nothing":
+        Database(f"sqlite:///{folder}/ledger.db").close()
+    for path in (folder / "ledger.db", folder) if closed == "folder" else folder.glob("ledger.db"):
+        path.chmod(0)
+    if closed == "nothing":
+        folder.chmod(0o555)
+
+    def use() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)  # nobody: no mode stops root
+        with pytest.raises(SettingsError, match="this user may not read and write it; let its owner run this"):
+            Database(f"sqlite:///{folder}/ledger.db")
+
+    in_child(use)
+    folder.chmod(0o700)
