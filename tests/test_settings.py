@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fixtures.postgres import is_open_to_all
 from ptpipeline.errors import SettingsError
 from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES, bypass_proxies, is_loopback, load_settings
 from ptpipeline.storage import open_store
@@ -289,6 +290,7 @@ def foreign() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+@pytest.mark.skipif(not is_open_to_all(Path(sys.prefix)), reason="a second user cannot enter the folder of Python")
 @pytest.mark.parametrize("unreadable", ["stack.env", "stack.json", "."])
 @pytest.mark.parametrize("verb", ["status", "versions", "up", "down"])
 def test_another_users_stack_is_refused_in_one_sentence(foreign: Path, unreadable: str, verb: str) -> None:

@@ -103,10 +103,12 @@ def test_what_polars_writes_is_read_back(
 
 
 @pytest.mark.parametrize("column", ["text", "label", "more"])
-def test_a_carriage_return_that_pandas_does_not_quote_is_told(tmp_path: Path, column: str) -> None:
+def test_a_carriage_return_that_is_not_quoted_is_told(tmp_path: Path, column: str) -> None:
+    """As pandas writes it before Python 3.13."""
     rows = [{"text": "a", "label": "bad", "more": "x"}, {"text": "b", "label": "good", "more": "y"}]
     rows[0][column] += "\rc"
-    pd.DataFrame(rows, columns=["text", "label", "more"]).to_csv(tmp_path / "rows.csv", index=False)
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (tmp_path / "rows.csv").write_bytes("\n".join([*lines, ""]).encode())
     with pytest.raises(DataError, match=r"line [23] has . fields?, expected 3; a carriage return within a text must"):
         read(tmp_path / "rows.csv")
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False, quoting=csv.QUOTE_ALL)
