@@ -66,7 +66,7 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
         suggest_name,
         write,
     )
-    from ptpipeline.data.table import list_columns
+    from ptpipeline.data.table import tell_names
     from ptpipeline.task.advice import advise_task
 
     if ask and not sys.stdin.isatty() and None in given.values():
@@ -86,7 +86,7 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
             " delete it"
         )
     if sketch.nested:
-        say(f"columns of lists or objects are not taken: {list_columns(sketch.nested)}")
+        say(f"columns of lists or objects are not taken: {tell_names(sketch.nested)}")
     if given["text"] is None and guess_text(sketch) is None and sketch.twice:
         raise DataError(f"no column looks like the text: name one with --text; {_tell_twice(sketch)}")
     text = _choose("text", "The column of texts", given["text"], guess_text(sketch), ask)

@@ -13,8 +13,7 @@ from ptpipeline.data.dialect import advise_format
 from ptpipeline.data.files import list_columns, load_file
 from ptpipeline.data.local import find_rows_file, tell_format
 from ptpipeline.data.near import normalise
-from ptpipeline.data.table import Table, Wanted, is_utf8
-from ptpipeline.data.table import list_columns as list_names
+from ptpipeline.data.table import Table, Wanted, is_utf8, tell_names
 from ptpipeline.errors import DataError, NotFound, PreconditionFailed, TaskFileError
 from ptpipeline.foreign import parsing
 from ptpipeline.private import private_files
@@ -129,7 +128,7 @@ def look(path: Path, form: str | None, home: Path) -> Sketch:
 
 
 def _tell_nested(names: Sequence[str]) -> str:
-    return f" ({list_names(names)}: lists or objects)" if names else ""
+    return f" ({tell_names(names)}: lists or objects)" if names else ""
 
 
 def _see(name: str, table: Table) -> Seen:
@@ -176,7 +175,7 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
                 "plain values: write what is in them in columns of their own"
             )
         if column not in sketch.table.columns:
-            known = list_names([one.column for one in sketch.seen])
+            known = tell_names([one.column for one in sketch.seen])
             raise NotFound(f"{sketch.source.path}: no column {column!r} for {option}; there are {known}")
     if kinds := [kind for kind in sketch.table.columns[choice.text].kinds if kind != "text"]:
         raise DataError(

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
-from ptpipeline.data.table import list_columns
+from ptpipeline.data.table import tell_names
 from ptpipeline.task.source import Source
 
 LOOKED_AT = 1000  # lines that tell the dialect
@@ -48,12 +48,12 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
     empty = len([name for name in header if not name.strip()])
     if empty:
         return (
-            f"the first line names one column ({list_columns(names)}) and leaves {empty} without a name: if it is a "
+            f"the first line names one column ({tell_names(names)}) and leaves {empty} without a name: if it is a "
             "title, delete what stands above the names of the columns, else name the columns"
         )
     if len(header) > 1:
         return None
     return (
-        f"there is one column ({list_columns(names)}); expected one of texts and one of labels: if the first line is a "
+        f"there is one column ({tell_names(names)}); expected one of texts and one of labels: if the first line is a "
         "title, delete it, and if another sign parts the columns, write them as csv"
     )

@@ -137,7 +137,7 @@ def missing_column(name: str, names: Sequence[str], one: Wanted, fix: str) -> Da
     """Return the error of a file that lacks a column, with what to do about it."""
     return DataError(
         f"{name}: no column {one.column!r}, which data.{one.field} names; the columns are "
-        f"{list_columns(names)}{fix and f'; {fix}'}"
+        f"{tell_names(names)}{fix and f'; {fix}'}"
     )
 
 
@@ -159,7 +159,7 @@ def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[st
     return {one.column: at[one.column] for one in wanted}
 
 
-def list_columns(names: Sequence[str]) -> str:
+def tell_names(names: Sequence[str]) -> str:
     """Return the names of columns for a message; only their number if the first line reads like a row: no message
     shows the text of a row.
     """

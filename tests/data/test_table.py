@@ -2,7 +2,7 @@
 
 import pytest
 
-from ptpipeline.data.table import Places, collect, is_utf8, list_columns
+from ptpipeline.data.table import Places, collect, is_utf8, tell_names
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_half_a_surrogate_pair_is_no_utf8(text: str, whole: bool) -> None:
     ],
 )
 def test_columns_are_listed(names: list[str], words: str) -> None:
-    assert list_columns(names) == words
+    assert tell_names(names) == words
