@@ -10,12 +10,13 @@ from typing import Any
 from flows.requests import name_run, name_tasks
 from flows.server.api import FINAL, call
 from flows.server.pauses import explain_wait
-from ptpipeline.errors import NotFound, SettingsError
+from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import parse_json
 from ptpipeline.records.base import Record
 
 _POLL_SECONDS = 2.0
 _PATIENCE = 12.0  # seconds; a worker that is free takes a run within 5
+_AWAY_SECONDS = 300.0  # a server that is started again takes one minute, a busy one of SQLite less
 _LATE_SECONDS = 60  # log lines come in batches, out of order
 
 
@@ -67,34 +68,51 @@ def trigger(prefect_url: str, flow: str, request: Record, idempotency_key: str |
 
 
 def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
-    """Yield the run's log lines as they arrive, and one why no worker takes it if none does; then how the run ended."""
+    """Yield the run's log lines as they arrive, and one why no worker takes it if none does; then how the run ended.
+
+    A run goes on without Prefect's server, so one that is away is told once and waited for. Raises ServiceUnavailable
+    if it is away for _AWAY_SECONDS, NotFound if the run was removed there.
+    """
     seen: set[str] = set()
     since: str | None = None
-    began, patience = time.monotonic(), _PATIENCE
+    began = answered = time.monotonic()
+    patience, is_away = _PATIENCE, False
     while True:
-        run = _read_run(prefect_url, run_id)
-        done = run["state_type"] in FINAL
-        if done:
-            time.sleep(_POLL_SECONDS)  # the last lines are stored after the state
-        for line in _lines(prefect_url, run_id, since):
+        try:
+            run = _read_run(prefect_url, run_id)
+            done = run["state_type"] in FINAL
+            if done:
+                time.sleep(_POLL_SECONDS)  # the last lines are stored after the state
+            lines, rows = list(_lines(prefect_url, run_id, since)), _rows(prefect_url, run_id) if done else []
+            waits = run["state_type"] == "SCHEDULED" and time.monotonic() - began > patience
+            reason = explain_wait(prefect_url, run) if waits else None
+        except ServiceUnavailable as error:
+            if time.monotonic() - answered > _AWAY_SECONDS:
+                raise
+            if not is_away:
+                yield _warn(f"{error}; the run goes on, and its log is followed as soon as Prefect answers again")
+            is_away = True
+            time.sleep(_POLL_SECONDS)
+            continue
+        answered, is_away = time.monotonic(), False
+        for line in lines:
             if line["id"] not in seen:
                 seen.add(line["id"])
                 since = line["timestamp"]
                 yield LogLine(at=line["timestamp"], logger=line["name"], level=line["level"], message=line["message"])
-        if run["state_type"] == "SCHEDULED" and time.monotonic() - began > patience:
+        if waits:
             patience *= 2
-            if reason := explain_wait(prefect_url, run):
-                at = datetime.now(UTC).isoformat()
-                yield LogLine(at=at, logger="ptpipeline.flows", level=logging.WARNING, message=f"waits: {reason}")
+        if reason:
+            yield _warn(f"waits: {reason}")
         if done:
-            yield Finished(
-                state=run["state_type"],
-                name=run["state"]["name"],
-                message=run["state"]["message"] or "",
-                rows=_rows(prefect_url, run_id),
-            )
+            state = run["state"]
+            yield Finished(state=run["state_type"], name=state["name"], message=state["message"] or "", rows=rows)
             return
         time.sleep(_POLL_SECONDS)
+
+
+def _warn(message: str) -> LogLine:
+    return LogLine(at=datetime.now(UTC).isoformat(), logger="ptpipeline.flows", level=logging.WARNING, message=message)
 
 
 def _read_run(prefect_url: str, run_id: str) -> Any:

@@ -237,7 +237,7 @@ class Database:
         try:
             if self.file is None or (self.file.exists() and os.access(self.file, os.R_OK | os.W_OK)):
                 return
-            above = next(folder for folder in self.file.parents if folder.exists())
+            above = next(folder for folder in self.file.parents if folder.is_dir())
             may = not self.file.exists() and os.access(above, os.W_OK | os.X_OK)
         except PermissionError:  # a folder that this user may not enter
             may = False

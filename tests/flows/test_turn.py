@@ -71,7 +71,7 @@ def test_a_night_that_is_too_late_is_skipped_although_it_may_wait_for_another(co
 
 
 def test_a_second_night_is_skipped_while_one_runs(context: Context) -> None:
-    first = GangLease(context.registry.ledger.database, [NIGHT], BRIEF)
+    first = GangLease(context.registry.ledger.database, [NIGHT], 60.0)
     first.take()
     skipped = pytest.raises(Skipped, match=r"another night still runs .*PTP_NIGHT_OVERLAP=skip")
     with first.beating(), skipped, take_turn(context, NightlyRequest(), BRIEF):

@@ -1,5 +1,6 @@
 """How a run is started: its name, its tags, and what is told of a task that Prefect does not know."""
 
+import logging
 import time
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 
 from flows.requests import PromoteRequest
 from flows.server import trigger as following
-from flows.server.trigger import LogLine, follow, trigger
-from ptpipeline.errors import SettingsError
+from flows.server.trigger import Finished, LogLine, follow, trigger
+from ptpipeline.errors import ServiceUnavailable, SettingsError
 from tests.flows.server.test_prefect import Prefect, Run, a_line, listening
 
 DEPLOYED = {"GET /deployments/name/promote/ptp-promote": lambda _: (200, {"id": "d"})}
@@ -58,3 +59,25 @@ def test_why_a_run_waits_is_told_at_growing_intervals(monkeypatch: pytest.Monkey
         lines = [line.message for line in follow(prefect.url, "r") if isinstance(line, LogLine)]
     told = [line for line in lines if line.startswith("waits:")]
     assert 1 <= len(told) <= 6  # after .02, .04, .08 ... seconds
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.0])
+def test_a_server_that_is_away_is_told_once_and_waited_for(monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_AWAY_SECONDS", patience)
+    ended, looks = Run(0, "COMPLETED"), iter([500, 500, 500])
+
+    def look(body: Any) -> tuple[int, Any]:
+        return (status, {}) if (status := next(looks, None)) else ended.look(body)
+
+    with listening(Prefect(ended.routes() | {"GET /flow_runs/r": look})) as prefect:
+        if not patience:
+            with pytest.raises(ServiceUnavailable, match="Prefect answered 500"):
+                list(follow(prefect.url, "r"))
+            return
+        *lines, end = follow(prefect.url, "r")
+    told = [line.message for line in lines if isinstance(line, LogLine) and line.level == logging.WARNING]
+    assert len(told) == 1
+    assert told[0].endswith("the run goes on, and its log is followed as soon as Prefect answers again")
+    assert isinstance(end, Finished)
+    assert end.state == "COMPLETED"
