@@ -51,10 +51,8 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
     PromotionConflict if somebody moved the alias meanwhile; NotFound.
     A store or MLflow that lags behind is logged: the promotion stands, and `ptp reconcile` updates them.
     """
-    wanted = registry.ledger.version(task.name, version)
-    transition = Transition(registry.ledger.head(task.name, check_alias(alias)), wanted)
+    transition = _find_transition(registry, task.name, version, alias)
     head = transition.head
-    _check_alone(transition)
     if head is None or transition.changes:
         [head] = commit(registry, [check_transition(registry, task, transition, cause, alias)])
         reached("promotion committed")
@@ -62,14 +60,19 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
     return head
 
 
-def _check_alone(transition: Transition) -> None:
-    """Raise PromotionRefused if the alias names the version already, but not for all requests."""
+def _find_transition(registry: Registry, task: str, version: int, alias: str) -> Transition:
+    """Return the step of an alias to that version. Raises NotFound if there is no such version, PromotionRefused if the
+    alias names it already, but not for all requests.
+    """
+    wanted = registry.ledger.version(task, version)
+    transition = Transition(registry.ledger.head(task, check_alias(alias)), wanted)
     head = transition.head
     if head and head.beside and not transition.changes:
         raise PromotionRefused(
-            f"{head.task}@{head.alias}: it names version {head.version} already, with version {head.beside.version} "
-            f"beside it; `ptp rollback {head.task} --alias {head.alias}` ends that"
+            f"{task}@{alias}: it names version {version} already, with version {head.beside.version} beside it; "
+            f"`ptp rollback {task} --alias {alias}` ends that"
         )
+    return transition
 
 
 def check_transition(registry: Registry, task: Task, transition: Transition, cause: Cause, alias: str) -> Move:
@@ -156,13 +159,9 @@ def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Rele
     """
     check_cause(cause)
     check_release(registry, release)
-    ledger = registry.ledger
     transitions = {
-        task: Transition(ledger.head(task, PRODUCTION), ledger.version(task, number))
-        for task, number in sorted(release.versions.items())
+        task: _find_transition(registry, task, number, PRODUCTION) for task, number in sorted(release.versions.items())
     }
-    for transition in transitions.values():
-        _check_alone(transition)
     moves = [
         check_transition(registry, tasks[task], transition, cause, PRODUCTION)
         for task, transition in transitions.items()

@@ -1,18 +1,14 @@
 """The rows that a prompt learnt from through its members, and through ancestors behind those that are gone."""
 
-import hashlib
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import save
 
 from benchmarks.fixtures.prompts import a_request
-from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.records.prompts import Members
 from registry.card.card import Provenance
 from registry.lineage.descent import inherited_rows
 from registry.versions.publish import register, stage
-from tests.registry.lineage.test_trace import World, learnt, trained
+from tests.registry.lineage.test_trace import World, an_ensemble, learnt, trained
 
 MORE = ("one more", "and another", "and a third", "and a fourth")
 
@@ -26,15 +22,8 @@ def test_an_ensemble_learnt_from_the_rows_of_its_members(world: World) -> None:
     """The ledger does not remember how a member was trained: its manifest says on which rows."""
     mood = world.task("mood")
     rows, later = world.snapshot(mood), world.snapshot(mood, *MORE)
-    member, whole = world.artifact(mood, rows.digest), world.artifact(mood, later.digest)
-    empty = save({})
-    fields = {
-        "method": "ensemble",
-        "members": Members(digests=[member.digest], combine="vote"),
-        "tensors": {},
-        "tensor_sha256": hashlib.sha256(empty).hexdigest(),
-    }
-    ensemble = Artifact(whole.manifest.model_copy(update=fields), empty)
+    member = world.artifact(mood, rows.digest)
+    ensemble = an_ensemble(world.artifact(mood, later.digest), member)
     stage(world.registry.ledger, world.registry.store, ensemble, [member])
     changes = {"digest": ensemble.digest, "snapshot": later.digest, "training_key": ensemble.manifest.training_key}
     register(world.registry, Provenance(a_request(mood, 1).tuned.model_copy(update=changes)))

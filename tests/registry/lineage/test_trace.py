@@ -148,12 +148,8 @@ def test_descent_is_followed(world: World) -> None:
     assert [step.split(":")[0] for step in plan_erasure(trace_row(world.registry, row))][:2] == ["mood", "topic"]
 
 
-def test_members_of_ensembles_are_followed(world: World) -> None:
-    mood = world.task("mood")
-    rows, later = world.snapshot(mood), world.snapshot(mood, "one more", "and another", "and a third", "and a fourth")
-    member = world.artifact(mood, rows.digest)
-    stage(world.registry.ledger, world.registry.store, member)
-    whole = world.artifact(mood, later.digest)
+def an_ensemble(whole: Artifact, member: Artifact) -> Artifact:
+    """An ensemble of one member, with what the manifest of `whole` says of its training."""
     empty = save({})
     fields = {
         "method": "ensemble",
@@ -161,7 +157,15 @@ def test_members_of_ensembles_are_followed(world: World) -> None:
         "tensors": {},
         "tensor_sha256": hashlib.sha256(empty).hexdigest(),
     }
-    ensemble = Artifact(whole.manifest.model_copy(update=fields), empty)
+    return Artifact(whole.manifest.model_copy(update=fields), empty)
+
+
+def test_members_of_ensembles_are_followed(world: World) -> None:
+    mood = world.task("mood")
+    rows, later = world.snapshot(mood), world.snapshot(mood, "one more", "and another", "and a third", "and a fourth")
+    member = world.artifact(mood, rows.digest)
+    stage(world.registry.ledger, world.registry.store, member)
+    ensemble = an_ensemble(world.artifact(mood, later.digest), member)
     stage(world.registry.ledger, world.registry.store, ensemble, [member])
     provenance = a_request(mood, 1)
     register(
