@@ -12,7 +12,7 @@ from ptpipeline.task.task import Task
 from registry.ledger.approvals import Standing, find_standing, list_standings
 from registry.registry import Registry
 from registry.versions import approval, promotion
-from registry.versions.commit import Cause
+from registry.versions.commit import Cause, check_cause
 from registry.versions.projection import follow
 from registry.versions.promoters import check_promoter
 
@@ -108,7 +108,7 @@ def describe(task: Task, standing: Standing) -> Approvals:
 
 def _find(context: Context, task: str, version: int, cause: Cause) -> tuple[Task, PromptVersion]:
     """Return task and version, if this person may decide about them."""
-    promotion.check_cause(cause)
+    check_cause(cause)
     declared = find_task(context.settings.tasks, task)
     check_promoter(declared.promoters, f"{task}@{PRODUCTION}", cause, override=False)
     return declared, context.registry.ledger.version(task, version)

@@ -17,7 +17,7 @@ from registry.ledger.ledger import Release
 from registry.versions import promotion
 from registry.versions.approval import find_rejection, request_approval
 from registry.versions.beside import place_beside
-from registry.versions.commit import Cause
+from registry.versions.commit import Cause, check_cause
 from registry.versions.projection import follow_heads
 from registry.versions.promoters import check_promoter
 
@@ -59,7 +59,7 @@ def move(context: Context, task: str, alias: str, version: int, cause: Cause, be
     beside: let it stand beside the alias's own instead, and answer so many percent of the requests; 0 makes it a shadow
     that answers none, which needs no verdict.
     """
-    promotion.check_cause(cause)  # before the gate takes its time
+    check_cause(cause)  # before the gate takes its time
     declared = find_task(context.settings.tasks, task)
     if alias == PRODUCTION:
         check_promoter(declared.promoters, f"{task}@{alias}", cause, override=False)
@@ -74,7 +74,7 @@ def move_release(context: Context, name: str, versions: Mapping[str, int], cause
     """Promote these versions of several tasks together; outdated verdicts are renewed first."""
     registry = context.registry
     release = Release(name=name, actor=cause.actor, reason=cause.reason, versions=dict(versions), at=now())
-    promotion.check_cause(cause)
+    check_cause(cause)
     promotion.check_release(registry, release)
     declared = {task: find_task(context.settings.tasks, task) for task in versions}
     for task in versions:

@@ -10,7 +10,7 @@ from ptpipeline.task.task import Task
 from registry.failpoints import reached
 from registry.ledger.ledger import Move
 from registry.registry import Registry
-from registry.versions.commit import Cause, commit
+from registry.versions.commit import Cause, check_cause, commit
 from registry.versions.projection import follow
 from registry.versions.promoters import check_promoter
 from registry.versions.promotion import (
@@ -19,7 +19,6 @@ from registry.versions.promotion import (
     check_alias,
     check_base,
     check_bytes,
-    check_cause,
     check_ledger,
     check_transition,
 )

@@ -4,6 +4,7 @@ What is signed is the object that the store's history will hold. So whoever writ
 need not have the key.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,19 @@ class Cause:
     reason: str
     override: bool = False
     signer: SigningKey | None = None
+
+
+def check_cause(cause: Cause) -> None:
+    """Raise PromotionRefused if the actor or the reason is empty, or holds what the history cannot keep."""
+    if not (cause.actor.strip() and cause.reason.strip()):
+        raise PromotionRefused(
+            "a promotion needs an actor and a reason, which the history keeps permanently; one of them is empty"
+        )
+    if re.search("[\0\ud800-\udfff]", cause.actor + cause.reason):
+        raise PromotionRefused(
+            "the actor or the reason holds a zero character or bytes that are not UTF-8, which the history cannot "
+            "keep; write it in plain text"
+        )
 
 
 def commit(registry: Registry, moves: Sequence[Move], release: Release | None = None) -> list[Promotion]:

@@ -19,7 +19,7 @@ from registry.ledger.ledger import Move, Release, release_conflict
 from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
 from registry.versions.approval import check_order, check_people
-from registry.versions.commit import Cause, commit, write_release
+from registry.versions.commit import Cause, check_cause, commit, write_release
 from registry.versions.history import is_return, rollback_target, row_of, version_before
 from registry.versions.projection import follow, pointer_in
 from registry.versions.promoters import check_promoter, find_promoters
@@ -338,16 +338,3 @@ def _move(transition: Transition, alias: str, cause: Cause, verdict: Verdict | N
         expected=head.seq if head else 0,
         verdict=verdict.verdict_digest() if verdict else None,
     )
-
-
-def check_cause(cause: Cause) -> None:
-    """Raise PromotionRefused if the actor or the reason is empty, or holds what the history cannot keep."""
-    if not (cause.actor.strip() and cause.reason.strip()):
-        raise PromotionRefused(
-            "a promotion needs an actor and a reason, which the history keeps permanently; one of them is empty"
-        )
-    if re.search("[\0\ud800-\udfff]", cause.actor + cause.reason):
-        raise PromotionRefused(
-            "the actor or the reason holds a zero character or bytes that are not UTF-8, which the history cannot "
-            "keep; write it in plain text"
-        )
