@@ -6,6 +6,7 @@ What needs torch is a copy of this process, which has imported it: five seconds 
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -51,13 +52,21 @@ def ask(question: Callable[..., Answer], *arguments: Any) -> Answer:
     theirs.close()
     try:
         answered: Answer = ours.recv()  # EOFError if it died
+    except BaseException:  # such as the end of the test's time
+        process.kill()
+        raise
     finally:
         process.join()
     return answered
 
 
 def _call_and_end(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Call the target and be gone: Python's own end would wait for threads of the original, which a copy lacks."""
+    """Call the target and be gone: Python's own end would wait for threads of the original, which a copy lacks.
+
+    So would OpenMP, if torch computed with several threads before.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     target(*arguments)
     os._exit(0)
 
@@ -69,13 +78,7 @@ def _run(environment: dict[str, str], target: Callable[..., None], arguments: tu
 
 
 def in_child(work: Callable[[], None], ends: int = 0) -> None:
-    """Run `work` in a process of its own, whose limits and rights it may give away; `ends` is its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001  (the child may not return into pytest)
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ends
+    """Run `work` in a copy of this process, whose limits and rights it may give away; `ends` is its exit code."""
+    process = copy(work)
+    process.join()
+    assert process.exitcode == ends

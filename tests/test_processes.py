@@ -2,6 +2,8 @@
 
 import threading
 
+import torch
+
 from tests import processes
 
 
@@ -20,3 +22,16 @@ def copy_beside_threads() -> int | None:
 
 def test_a_copy_does_not_wait_for_the_threads_of_its_original() -> None:
     assert processes.ask(copy_beside_threads) == 0
+
+
+def add_up() -> float:
+    return float(torch.ones(2**20).sum())
+
+
+def test_a_copy_computes_after_its_original_used_several_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert processes.ask(add_up) == add_up() == processes.ask(add_up)
+    finally:
+        torch.set_num_threads(before)
