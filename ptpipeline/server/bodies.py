@@ -113,10 +113,12 @@ class Classify(Asked):
 
 
 class Feedback(Asked):
-    """The right label of a text that was classified. `id` is that of the answer, with `-0` for its first text."""
+    """The right answer to a text, in `label`: a label of the task, or the text that should have been generated. `id` is
+    that of the answer, with `-0` for its first text.
+    """
 
     id: Name
-    label: Annotated[str, Field(min_length=1, max_length=1000)]
+    label: Annotated[str, Field(min_length=1)]
 
 
 class StreamOptions(Asked):

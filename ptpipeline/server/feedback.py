@@ -7,12 +7,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.errors import PtpError
+from ptpipeline.foreign import shorten
 from ptpipeline.server.bodies import Feedback, JsonRoute
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.service import Service, caller_of, id_of
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.served import Served
 from ptpipeline.task.template import Fields, read_template
+
+_SHOWN = 500  # characters of the labels that a refusal names
 
 
 def make_router(service: Service) -> APIRouter:
@@ -26,14 +29,20 @@ def make_router(service: Service) -> APIRouter:
         if not (number.isascii() and number.isdigit() and len(number) < 9 and name):
             raise Refusal(400, "id: expected the id of an answer, `-`, and the index of the text", "invalid_id")
         trials, place = service.live.trials, (name, int(number))
-        task = trials.find_task(*place)  # whoever may not use it is told what they would be told if there was none
-        if task is None or not caller_of(request).may_use(task) or not trials.judge(*place, body.label):
-            raise Refusal(
-                404,
-                "id: no second version stood beside the one that answered, its answer was told already, or it was "
-                "answered too long ago",
-                "unknown_id",
-            )
+        unknown = Refusal(
+            404,
+            "id: no second version stood beside the one that answered, its answer was told already, or it was answered "
+            "too long ago",
+            "unknown_id",
+        )
+        given = trials.find(*place)
+        if given is None or not caller_of(request).may_use(given.task):  # who may not use it is told as if it was none
+            raise unknown
+        if given.labels and body.label not in given.labels:  # counted, a slip of the pen would be both versions' error
+            known = shorten(", ".join(sorted(given.labels)), _SHOWN)
+            raise Refusal(400, f"label: {given.task} has no such label; expected one of {known}", "invalid_label")
+        if not trials.judge(*place, body.label):
+            raise unknown
         return JSONResponse({"object": "feedback", "id": body.id})
 
     return router

@@ -22,7 +22,8 @@ class Served(NamedTuple):
 
     alias: what the request named, and `seq` the promotion that it answers by; empty and 0 if it named a number or a
     digest. shadow: another version that is asked too, and whose answer is only compared. split: the versions of which
-    this is the one that was drawn, if the alias has a canary.
+    this is the one that was drawn, if the alias has a canary. labels: those of two versions that stand beside each
+    other, one of which feedback names; empty if one of the two answers with a text.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Served(NamedTuple):
     seq: int = 0
     shadow: "Served | None" = None
     split: Split | None = None
+    labels: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -47,10 +49,12 @@ class Served(NamedTuple):
 
 def put_beside(first: Served, second: Served, promotion: Promotion) -> tuple[Served, Served]:
     """Return both versions of a promotion as they answer: the one with its shadow, or each with the other's number."""
+    of_first, of_second = first.manifest.labels, second.manifest.labels
+    labels = frozenset([*of_first, *of_second] if of_first and of_second else [])
     if promotion.beside is None or promotion.beside.is_shadow:
-        return first._replace(shadow=second), second
+        return first._replace(shadow=second, labels=labels), second
     split = Split(promotion.version, promotion.beside.version)
-    return first._replace(split=split), second._replace(split=split)
+    return first._replace(split=split, labels=labels), second._replace(split=split, labels=labels)
 
 
 class Alias(NamedTuple):

@@ -80,13 +80,21 @@ def _name_better(tally: Tally | CanaryTally, second: int) -> str:
     return f"version {better} is right more often (error below {ERROR:.0%})"
 
 
-class _Given(NamedTuple):
-    """What was answered to a text, by its hash, and what the shadow answered, if the alias has one."""
+class Given(NamedTuple):
+    """What was answered to a text, by its hash, and what the shadow answered, if the alias has one.
+
+    labels: those of both versions, one of which is right; empty if a text may be.
+    """
 
     place: Place
     version: int | None
+    labels: frozenset[str]
     own: bytes
     shadow: bytes | None = None
+
+    @property
+    def task(self) -> str:
+        return self.place[0]
 
 
 class _Judged(NamedTuple):
@@ -110,7 +118,7 @@ class Trials:
     def __init__(self, home: Path, store: str) -> None:
         """home: where the tallies are kept over a restart. store: the address of the store that they belong to."""
         self._path, self._store = home / FILE, store
-        self._given: OrderedDict[tuple[str, int], _Given] = OrderedDict()
+        self._given: OrderedDict[tuple[str, int], Given] = OrderedDict()
         self._tallies: dict[Place, Tally] = {}
         self._canaries: dict[Place, CanaryTally] = {}
         self._waiting: dict[Place, _Judged] = {}
@@ -154,7 +162,7 @@ class Trials:
         """Note what both versions answered to the texts of a request, of which `own` has the numbers."""
         place = _find_place(served)
         for (number, one), other in zip(own.items(), shadow, strict=True):
-            self._remember(request, number, _Given(place, served.number, _hash(one), _hash(other)))
+            self._remember(request, number, Given(place, served.number, served.labels, _hash(one), _hash(other)))
         self._count(served, asked=len(own), differ=sum(map(str.__ne__, own.values(), shadow)))
 
     def note(self, served: Served, request: str, own: Mapping[int, str]) -> None:
@@ -165,13 +173,12 @@ class Trials:
         with self._lock:
             self._canaries.setdefault(place, CanaryTally(*place, *served.split))
         for number, one in own.items():
-            self._remember(request, number, _Given(place, served.number, _hash(one)))
+            self._remember(request, number, Given(place, served.number, served.labels, _hash(one)))
 
-    def find_task(self, request: str, number: int) -> str | None:
-        """Return the task whose prompt answered a text of a request; None if that is not known, or was judged."""
+    def find(self, request: str, number: int) -> Given | None:
+        """Return what was answered to a text of a request; None if that is not known, or was judged."""
         with self._lock:
-            given = self._given.get((request, number))
-        return given.place[0] if given else None
+            return self._given.get((request, number))
 
     def judge(self, request: str, number: int, right: str) -> bool:
         """Note the right answer to a text of a request; return whether it is known, and was not judged before."""
@@ -184,7 +191,7 @@ class Trials:
                 return self._judge_canary(given, own)
             return self._judge_shadow(given, own, given.shadow == _hash(right))
 
-    def _judge_shadow(self, given: _Given, own: bool, shadow: bool) -> bool:
+    def _judge_shadow(self, given: Given, own: bool, shadow: bool) -> bool:
         tally = self._tallies.get(given.place)
         if tally is None:
             return False
@@ -195,7 +202,7 @@ class Trials:
         )
         return True
 
-    def _judge_canary(self, given: _Given, right: bool) -> bool:
+    def _judge_canary(self, given: Given, right: bool) -> bool:
         """Count a judged answer, and the pair that it makes with the newest one of the other version.
 
         If both versions are equally good, the pair is as likely to have the one right answer on the one side as on the
@@ -252,7 +259,7 @@ class Trials:
         except OSError as error:
             log.warning("%s: cannot be written (%s); a restart would begin the comparisons again", self._path, error)
 
-    def _remember(self, request: str, number: int, given: _Given) -> None:
+    def _remember(self, request: str, number: int, given: Given) -> None:
         with self._lock:
             self._given[request, number] = given
             if len(self._given) > REMEMBERED:

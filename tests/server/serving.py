@@ -37,6 +37,7 @@ class Running(NamedTuple):
 
     url: str
     store: ObjectStore
+    live: Live
     answerer: Batcher
     server: Server
     application: FastAPI
@@ -107,7 +108,7 @@ def running(
     try:
         while not server.listens and thread.is_alive():
             time.sleep(0.01)
-        yield Running(server.url, store, answerer, server, application, ending)
+        yield Running(server.url, store, live, answerer, server, application, ending)
     finally:
         server.end()
         thread.join()

@@ -1,6 +1,5 @@
 """A shadow is asked what was classified, answers nobody, and is judged by the labels that come later."""
 
-import time
 from pathlib import Path
 
 import httpx
@@ -9,10 +8,10 @@ from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
 from ptpipeline.records.versions import Beside, Pointer, Promotion
 from ptpipeline.server.callers import Tokens, make_token
-from ptpipeline.serving.live import EVERY
 from ptpipeline.storage.keys import pointer_key
 from tests.evaluation.probed import artifact, embeddings, tiny
 from tests.server.serving import TASK, WRITER, Running, prompts, publish, running
+from tests.waiting import wait_for
 
 TEXTS = ["a good film", "awful", "the plot"]
 
@@ -25,7 +24,12 @@ def shadow(server: Running, task: str, version: int, digest: str, beside: Beside
     )  # fmt: skip
     key, body = pointer_key(task, "production"), Pointer(promotion=row, nonce="9" * 16).model_dump_json().encode()
     server.store.replace(key, body, server.store.read(key).etag)
-    time.sleep(2 * EVERY)
+    wait_for(lambda: any((at.task, at.seq) == (task, 9) for at in server.live.observe().promotions), 60)
+
+
+def wait_for_shadow(server: Running, id: str) -> None:
+    """Wait until the shadow was asked what the request with that id asked."""
+    wait_for(lambda: server.live.trials.find(id, 0), 60)
 
 
 def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) -> None:
@@ -34,13 +38,35 @@ def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) 
         shadow(server, TASK, 2, made["second"].digest, Beside(version=1, digest=made["first"].digest, percent=0))
         answer = client.post("/v1/classify", json={"model": TASK, "input": TEXTS}).json()
         assert answer["version"] == f"{TASK}@2"
-        time.sleep(0.5)
+        wait_for_shadow(server, answer["id"])
         told = [
             client.post("/v1/feedback", json={"id": f"{answer['id']}-{index}", "label": "positive"}).status_code
             for index in (0, 1, 2, 2, 3)
         ]
         assert told == [200, 200, 200, 404, 404]
         assert client.post("/v1/feedback", json={"id": "req-1-x", "label": "positive"}).status_code == 400
+
+
+def test_a_label_that_neither_version_has_is_refused_and_the_right_one_may_follow(tmp_path: Path) -> None:
+    """A slip of the pen is no error of both versions; a label that one version alone has is right or wrong."""
+    with running(tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        made = prompts()
+        newer = artifact(tiny(), embeddings(tiny(), " yes"), labels=made["first"].manifest.labels | {"mixed": " film"})
+        publish(server.store, newer, 3, alias=None)
+        shadow(server, TASK, 2, made["second"].digest, Beside(version=3, digest=newer.digest, percent=50))
+        answer = client.post("/v1/classify", json={"model": TASK, "input": TEXTS}).json()
+        told = [
+            client.post("/v1/feedback", json={"id": f"{answer['id']}-{index}", "label": label})
+            for index, label in enumerate(["Positive", "mixed"])
+        ]
+        assert [one.status_code for one in told] == [400, 200]
+        assert told[0].json()["error"]["message"] == (
+            f"label: {TASK} has no such label; expected one of 'mixed, negative, positive'"
+        )
+        again = client.post("/v1/feedback", json={"id": f"{answer['id']}-0", "label": "positive"})
+        assert again.status_code == 200
+        [tally] = server.live.trials.list_canaries()
+        assert tally.judged + tally.canary_judged == 2
 
 
 def test_feedback_needs_a_token_of_the_answers_task(tmp_path: Path) -> None:
@@ -52,7 +78,7 @@ def test_feedback_needs_a_token_of_the_answers_task(tmp_path: Path) -> None:
         shadow(server, TASK, 2, made["second"].digest, Beside(version=1, digest=made["first"].digest, percent=0))
         by = {name: {"Authorization": f"Bearer {token}"} for name, token in (("own", own), ("other", other))}
         answer = client.post("/v1/classify", json={"model": TASK, "input": "awful"}, headers=by["own"]).json()
-        time.sleep(0.5)
+        wait_for_shadow(server, answer["id"])
         right, made_up = ({"id": f"{id}-0", "label": "positive"} for id in (answer["id"], "req-1"))
         refused = [client.post("/v1/feedback", json=body, headers=by["other"]) for body in (right, made_up)]
         assert {(one.status_code, one.text) for one in refused} == {(404, refused[0].text)}
@@ -97,12 +123,15 @@ def test_a_generated_text_is_compared_if_chance_had_no_part_in_it(tmp_path: Path
         )
         publish(server.store, other, 2, alias=None)
         shadow(server, WRITER, 1, own.digest, Beside(version=2, digest=other.digest, percent=0))
-        told = {}
-        for name, extra in {"whole": {}, "stream": {"stream": True}, "by chance": {"temperature": 1.0}}.items():
-            asked = {"model": WRITER, "prompt": "a good film"} | extra
-            answer = client.post("/v1/completions", json=asked)
+        ids = {}
+        for name, extra in {"by chance": {"temperature": 1.0}, "whole": {}, "stream": {"stream": True}}.items():
+            answer = client.post("/v1/completions", json={"model": WRITER, "prompt": "a good film"} | extra)
             assert answer.status_code == 200
-            time.sleep(0.5)
-            feedback = {"id": f"{answer.headers['x-request-id']}-0", "label": "any"}
-            told[name] = client.post("/v1/feedback", json=feedback).status_code
-        assert told == {"whole": 200, "stream": 200, "by chance": 404}
+            ids[name] = answer.headers["x-request-id"]
+        for name in ("whole", "stream"):  # by then a shadow would have been asked the first one too
+            wait_for_shadow(server, ids[name])
+        told = {
+            name: client.post("/v1/feedback", json={"id": f"{id}-0", "label": "any"}).status_code
+            for name, id in ids.items()
+        }
+        assert told == {"by chance": 404, "whole": 200, "stream": 200}
