@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from ptpipeline.server.service import Service
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway
+from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.live import Live
 from ptpipeline.settings import Settings, check_place, is_own_host
 from ptpipeline.storage.signed import open_signed_store
@@ -47,12 +49,13 @@ class Options(NamedTuple):
 def serve(settings: Settings, options: Options) -> None:
     """Serve the store's prompts until a signal ends it.
 
-    Raises SettingsError if the address is taken, if nobody could ask, or if everybody of a network could; NotFound for
-    a base that is not declared; and what loading the base raises.
+    Raises SettingsError if the address is taken, if nobody could ask, if everybody of a network could, or if the store
+    is a folder that is not there; NotFound for a base that is not declared; and what loading the base raises.
     """
     check_place(settings, "store")
     tokens, ending = _open_tokens(options), Ending()
     store = open_signed_store(settings)
+    _check_folder(store.url, settings.home)
     name, tasks = _choose_base(settings, options.base)
     server = Server(options.address, ending)
     prepared = prepare_base(name, settings)
@@ -84,6 +87,17 @@ def _start(live: Live) -> None:
     except Exception as error:  # noqa: BLE001 - whoever asks is told that nothing is ready, and this is why
         log.error("%s", place_of(error))
     log.info("versions loaded: %d", live.observe().held)
+
+
+def _check_folder(url: str, home: Path) -> None:
+    """Raise SettingsError if the store is a folder that is not there, and this server never answered from it: it would
+    make the folder, and be ready to answer for no task.
+    """
+    folder = url.removeprefix("file://")
+    if folder != url and not os.path.isdir(folder) and not LastGood(home, url).store.root.is_dir():
+        raise SettingsError(
+            f"{url}: there is no such folder; correct PTP_STORE, or register a version there first (`ptp run TASK`)"
+        )
 
 
 def _open_tokens(options: Options) -> Tokens | None:

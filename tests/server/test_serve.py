@@ -13,13 +13,15 @@ import pytest
 
 from benchmarks.fixtures.s3_server import wait_until_healthy
 from ptpipeline.errors import SettingsError
-from ptpipeline.server.serve import _choose_base
+from ptpipeline.server.listen import Address
+from ptpipeline.server.serve import Options, _choose_base, serve
 from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.last_good import LastGood
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
 from tests.evaluation.probed import tiny
 from tests.flows.stages.test_approve import FILE
-from tests.server.serving import fill
+from tests.server.serving import fill, prompts, publish
 from tests.serving.test_gateway import TEXTS, by_engine, vllm
 from tests.serving.vllm_server import Vllm
 from tests.tiny import tiny_project
@@ -99,3 +101,13 @@ def test_without_a_task_the_base_is_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=f"no task is in {tmp_path}: name the base"):
         _choose_base(folder_of(tmp_path), None)
     assert _choose_base(folder_of(tmp_path), "small") == ("small", [])
+
+
+def test_a_folder_that_is_not_there_is_no_store_but_its_last_good_set_is_served(tmp_path: Path) -> None:
+    url, home = f"file://{tmp_path}/stroe", tmp_path / "home"
+    with pytest.raises(SettingsError, match=f"^{url}: there is no such folder; correct PTP_STORE, or register"):
+        serve(Settings(home=home, tasks=tmp_path, store=url), Options(Address("127.0.0.1", 0), None))
+    assert not (tmp_path / "stroe").exists()
+    LastGood(home, url).save_promotion(publish(FolderStore(tmp_path / "store"), prompts()["first"], 1))
+    with pytest.raises(SettingsError, match="no task is in"):  # what is looked at next
+        serve(Settings(home=home, tasks=tmp_path, store=url), Options(Address("127.0.0.1", 0), None))
