@@ -71,7 +71,6 @@ TOPICS = {
     "serving/test_scoring.py": "length normalisation and calibration of a ranking",
     "storage/test_durability.py": "what is synced before it is seen",
     "storage/test_faults.py": "a network that fails",
-    "storage/test_s3_faults.py": "what an S3 server means by a refusal, wherever it is met",
     "registry/garbage/test_kept.py": "what a collection keeps",
     "task/test_conditions.py": "each condition of a task file by itself",
     "storage/test_identities.py": "the roles of deploy/s3",

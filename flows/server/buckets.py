@@ -12,16 +12,8 @@ from string import Template
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
-from ptpipeline.storage.s3 import (
-    KEYS,
-    Fault,
-    RequestLimits,
-    explain_fault,
-    is_strange,
-    make_client,
-    read_fault,
-    region,
-)
+from ptpipeline.storage.s3 import KEYS, RequestLimits, make_client, region
+from ptpipeline.storage.s3_faults import Fault, explain_fault, is_strange, read_fault
 
 ROLES = ("trainer", "promoter", "nightly", "server", "mlflow")
 _POLICIES = Path(__file__).with_name("policies")

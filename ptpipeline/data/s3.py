@@ -15,7 +15,8 @@ from ptpipeline.data.local import MAX_FILES, Several, load_rows
 from ptpipeline.data.table import Part, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
-from ptpipeline.storage.s3 import KeyPair, check_credential, explain_fault, is_strange, make_client, read_fault
+from ptpipeline.storage.s3 import KeyPair, check_credential, make_client
+from ptpipeline.storage.s3_faults import explain_fault, is_strange, read_fault
 from ptpipeline.task.source import FORMATS, S3Objects, Source
 
 _PIECE = 8 * 2**20

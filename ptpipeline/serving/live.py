@@ -262,8 +262,10 @@ class Live:
         """List the aliases of the store once a minute."""
         if self._listed is not None and self.clock() - self._listed < DISCOVER:
             return
-        folders = [aliases_prefix(task) for task in sorted(self.tasks)] or [PROMPTS]
-        found = [parse(key) for folder in folders for key in self.store.keys(folder)]
+        tasks = sorted(self.tasks) or [folder.removeprefix(f"{PROMPTS}/") for folder in self.store.folders(PROMPTS)]
+        with ThreadPoolExecutor(READERS) as pool:  # not all objects below `prompts/`: each night adds a dozen to a task
+            folders = pool.map(lambda task: list(self.store.keys(aliases_prefix(task))), filter(is_name, tasks))
+            found = [parse(key) for keys in folders for key in keys]
         self._known = {Place(at.task, at.alias) for at in found if isinstance(at, AliasPointer)}
         for refused in self._refused.list():
             place = Place(refused.task, refused.alias)

@@ -111,6 +111,13 @@ class FolderStore:
     def keys(self, prefix: str) -> Iterator[str]:
         return (item.key for item in self.list_objects(prefix))
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        with self._translating(f"list {prefix}"):
+            self._look()
+            for entry in _entries(self._path(prefix)):
+                if entry.is_dir(follow_symlinks=False):
+                    yield f"{prefix}/{entry.name}"
+
     def _path(self, key: str) -> Path:
         """Return where the object lies. Raises ArtifactError if a link lies on the way."""
         *folders, name = check_key(key).split("/")
@@ -259,23 +266,26 @@ def _open_itself(path: str, flags: int) -> int:
 
 def _files(folder: Path, prefix: str, levels: int = _LEVELS) -> Iterator[Listed]:
     """Iterate over what is no folder below the folder; each folder is read when its turn comes, no link is followed."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    try:
-        entries = sorted(os.scandir(descriptor), key=lambda entry: entry.name)
-    finally:
-        os.close(descriptor)
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
+    for entry in _entries(folder):
         path, key = folder / entry.name, f"{prefix}/{entry.name}"
         if levels and entry.is_dir(follow_symlinks=False):
             yield from _files(path, key, levels - 1)
             continue
         with suppress(FileNotFoundError):  # deleted since the folder was read
             yield _listed(path, key)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in the folder, by name, without our own hidden files; nothing if it is no folder, or a link."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        entries = sorted(os.scandir(descriptor), key=lambda entry: entry.name)
+    finally:
+        os.close(descriptor)
+    return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _listed(path: Path, key: str) -> Listed:

@@ -83,6 +83,9 @@ class ObjectStore(Protocol):
     def keys(self, prefix: str) -> Iterator[str]:
         """Iterate over the keys of `list_objects`."""
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Iterate over the folders in the folder `prefix`, without what they hold, however much it is."""
+
 
 def is_key(key: str) -> bool:
     """Whether it is a safe relative name, because keys become paths and URLs."""

@@ -10,13 +10,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
-from ptpipeline.foreign import shorten
 from ptpipeline.settings import is_loopback
 from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
+from ptpipeline.storage.s3_faults import Fault, explain_fault, is_strange, read_fault
 from ptpipeline.storage.signed_get import SignedGet
 
 _VERBS = {
@@ -27,79 +27,6 @@ _VERBS = {
     "list_objects_v2": "list",
 }
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"  # the settings of the environment's identity, in words
-_REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
-
-Meaning = Literal["no bucket", "absent", "unchanged", "changed", "right", "clock", "login", "region", "lacks", "other"]
-
-
-_MEANINGS: dict[str, Meaning] = {
-    "NoSuchBucket": "no bucket",
-    "PreconditionFailed": "changed",
-    "RequestTimeTooSkewed": "clock",
-    "PermanentRedirect": "region",
-    "AuthorizationHeaderMalformed": "region",
-    "IllegalLocationConstraintException": "region",
-}
-_MEANINGS_OF_STATUS: dict[int, Meaning] = {
-    301: "region",
-    304: "unchanged",
-    404: "absent",
-    409: "changed",
-    412: "changed",
-    501: "lacks",
-}
-
-
-class Fault(NamedTuple):
-    """What an S3 server means by an answer that is no success, with its status and its own word."""
-
-    meaning: Meaning
-    status: int
-    code: str
-
-
-def read_fault(error: Any) -> Fault:
-    """Return what botocore's ClientError means: `other` is the server's own trouble, or nothing that is known here."""
-    status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], str(error.response["Error"].get("Code", ""))
-    return Fault(_find_meaning(status, code), status, shorten(code, 40)[1:-1])
-
-
-def explain_fault(fault: Fault, where: str, doing: str, keys: str) -> SettingsError | ServiceUnavailable | None:
-    """Return the error for a fault that is the same whatever was asked for; None if it concerns what was asked for.
-
-    where: the server or store, in a person's words; doing: what was asked for, such as `list a`; keys: the settings
-    that hold the credentials.
-    """
-    meaning, status, code = fault
-    if meaning == "clock":
-        return SettingsError(f"{where}: this machine's clock differs from the server's ({code}); correct the clock")
-    if meaning == "login":
-        return SettingsError(f"{where} refuses the credentials ({status} {code}); check {keys}")
-    if meaning == "region":
-        return SettingsError(
-            f"{where}: the bucket is in another region ({status} {code}); set AWS_DEFAULT_REGION to it"
-        )
-    if meaning == "lacks":
-        return SettingsError(f"{where} cannot {doing} ({status} {code}), which other S3 servers can; use one of them")
-    if status >= 500 or status == 429:
-        return ServiceUnavailable(f"{where} answered {status} {code} to {doing}; try again later")
-    return None
-
-
-def is_strange(error: Any) -> bool:
-    """Whether the server does not answer as S3 does: an answer lacks a part, or botocore gave up following its
-    redirections in a circle, which it may tell as an error of the HTTP client.
-    """
-    within = getattr(error, "kwargs", {}).get("error")
-    return isinstance(error, RecursionError | KeyError) or isinstance(within, RecursionError)
-
-
-def _find_meaning(status: int, code: str) -> Meaning:
-    if code in _MEANINGS:
-        return _MEANINGS[code]
-    if status in (401, 403):
-        return "right" if code in _REFUSED_RIGHT else "login"
-    return _MEANINGS_OF_STATUS.get(status, "other")
 
 
 class RequestLimits(NamedTuple):
@@ -259,17 +186,26 @@ class S3Store:
             return
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
-        token: dict[str, str] = {}
-        while True:
-            page = self._call("list_objects_v2", Prefix=f"{self._key(prefix)}/", **token)
+        for page in self._pages(prefix):
             for item in page.get("Contents", []):
                 yield Listed(item["Key"].removeprefix(self.prefix), item["LastModified"].astimezone(UTC), item["Size"])
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def keys(self, prefix: str) -> Iterator[str]:
         return (item.key for item in self.list_objects(prefix))
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        for page in self._pages(prefix, Delimiter="/"):
+            for item in page.get("CommonPrefixes", []):
+                yield item["Prefix"].removeprefix(self.prefix).removesuffix("/")
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", Prefix=f"{self._key(prefix)}/", **options, **token)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)

@@ -184,6 +184,9 @@ class SignedStore:
     def keys(self, prefix: str) -> Iterator[str]:
         return self.unverified.keys(prefix)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        return self.unverified.folders(prefix)
+
 
 def open_signed_store(settings: Settings) -> ObjectStore:
     """Return the object store of the settings with their keys; whoever believes what a store holds opens it so.

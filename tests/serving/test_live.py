@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from benchmarks.faults import FaultProxy
+from benchmarks.fixtures.s3_server import S3Server
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
@@ -12,7 +15,7 @@ from ptpipeline.serving import live as live_module
 from ptpipeline.serving.engine import Question
 from ptpipeline.serving.live import DISCOVER, EVERY, Live
 from ptpipeline.serving.refusals import LONGEST_WAIT
-from ptpipeline.storage import FolderStore, ObjectStore, Stored
+from ptpipeline.storage import FolderStore, ObjectStore, S3Store, Stored
 from ptpipeline.storage.keys import pointer_key, tensors_key
 from tests.serving.registered import TASK, Clock, OnEngine, a_prompt, add_version, point, put
 
@@ -134,6 +137,23 @@ def test_an_alias_that_nobody_asks_for_is_found_within_a_minute(server: Server, 
     assert [row.alias for row in server.live.observe().promotions] == ["production"]
     server.poll(DISCOVER - EVERY)
     assert [row.alias for row in server.live.observe().promotions] == ["next", "production"]
+
+
+@pytest.mark.servers
+def test_aliases_are_found_without_a_list_of_all_that_tasks_hold(
+    s3_server: S3Server, s3_store: S3Store, tmp_path: Path
+) -> None:
+    """A task has a dozen objects more after each night: to list them all took a minute where there was one of looks."""
+    point(s3_store, 1, add_version(s3_store, a_prompt(" film"), 1), 1)
+    with FaultProxy(s3_server.endpoint) as proxy:
+        following = Live(S3Store(s3_store.bucket, endpoint=proxy.endpoint), OnEngine(), tmp_path, clock=Clock())
+        following.poll()
+    assert following.find(TASK).number == 1
+    lists = [parse_qs(urlsplit(request.path).query) for request in proxy.requests if "list-type" in request.path]
+    assert [(asked["prefix"], asked.get("delimiter")) for asked in lists] == [
+        (["prompts/"], ["/"]),
+        ([f"prompts/{TASK}/aliases/"], None),
+    ]
 
 
 def test_names_that_mean_nothing_are_remembered_up_to_a_bound(

@@ -20,6 +20,8 @@ REFUSES_ALL_IF_MATCH = "every If-Match is 412, as on Ceph with a quoted tag"
 NOT_IMPLEMENTED = "every conditional put is 501"
 FORGETS = "keeps the first bytes of a key whatever is written"
 
+PAGE = 2  # names on a page of a listing; other servers give 1,000
+
 
 class SmallS3(ThreadingHTTPServer):
     """Objects of all buckets by path; `manner` is the one way in which it differs from a right server."""
@@ -81,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
         if "list-type" in query:
-            self._list(query["prefix"][0])
+            self._list(query["prefix"][0], query.get("delimiter", [""])[0], query.get("continuation-token", [""])[0])
             return
         body = self.server.objects.get(self._path())
         if body is None:
@@ -101,14 +103,25 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.server.objects[path] = body
 
-    def _list(self, prefix: str) -> None:
-        root = f"{self._path().rstrip('/')}/"
-        items = "".join(
-            f"<Contents><Key>{escape(path.removeprefix(root))}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><Size>{len(body)}</Size></Contents>"
-            for path, body in sorted(self.server.objects.items())
-            if path.startswith(root + prefix)
-        )
-        self._answer(200, {}, f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>".encode())
+    def _list(self, prefix: str, delimiter: str, after: str) -> None:
+        """A page of two keys, or of what they have in common up to the delimiter; the token is the last one of them."""
+        root, items = f"{self._path().rstrip('/')}/", dict[str, str]()
+        for path, body in sorted(self.server.objects.items()):
+            key = path.removeprefix(root)
+            head, cut, _ = key.removeprefix(prefix).partition(delimiter or "/")
+            if not path.startswith(root + prefix):
+                continue
+            if delimiter and cut:
+                common = escape(prefix + head + cut)
+                items[prefix + head + cut] = f"<CommonPrefixes><Prefix>{common}</Prefix></CommonPrefixes>"
+            else:
+                written = f"<LastModified>2026-01-02T03:04:05.000Z</LastModified><Size>{len(body)}</Size>"
+                items[key] = f"<Contents><Key>{escape(key)}</Key>{written}</Contents>"
+        left = [name for name in sorted(items) if name > after]
+        page = "".join(items[name] for name in left[:PAGE])
+        more = f"<NextContinuationToken>{escape(left[PAGE - 1])}</NextContinuationToken>" if left[PAGE:] else ""
+        truncated = f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>"
+        self._answer(200, {}, f"<ListBucketResult>{truncated}{more}{page}</ListBucketResult>".encode())
 
     def _path(self) -> str:
         return unquote(urlsplit(self.path).path)

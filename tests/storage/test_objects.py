@@ -126,6 +126,13 @@ def test_keys_lists_a_folder_in_order(store: ObjectStore) -> None:
     assert list(store.keys("none")) == []
 
 
+def test_folders_are_named_without_what_they_hold(store: ObjectStore) -> None:
+    for key in ("prompts/b/aliases/x.json", "prompts/a/1/manifest.json", "prompts/a/2/manifest.json", "prompts/file"):
+        store.create(key, b"{}")
+    assert list(store.folders("prompts")) == ["prompts/a", "prompts/b"]
+    assert list(store.folders("prompts/b/aliases")) == list(store.folders("nothing")) == []
+
+
 def test_files_beside_folders_of_like_names_are_listed_once(store: ObjectStore) -> None:
     names = ["p/a-b", "p/a.b", "p/a/b", "p/a0", "p/aB/c", "p/a_", "p/b"]
     for key in names:

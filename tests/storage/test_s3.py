@@ -231,3 +231,13 @@ def breaking_server() -> Iterator[str]:
 
     with serve(Breaking) as url:
         yield url
+
+
+def test_a_listing_goes_over_all_its_pages() -> None:
+    keys = [f"prompts/{task}/{name}.json" for task in "abcde" for name in "xy"]
+    with small_s3.small_s3() as server:
+        store = S3Store("bucket", endpoint=server.endpoint)
+        for key in keys:
+            store.create(key, b"{}")
+        assert list(store.keys("prompts")) == keys
+        assert list(store.folders("prompts")) == [f"prompts/{task}" for task in "abcde"]

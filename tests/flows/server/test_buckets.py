@@ -8,7 +8,8 @@ import pytest
 from flows.server import buckets
 from flows.server.buckets import Bucket, has_bucket, make_bucket
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError
-from ptpipeline.storage.s3 import Fault, RequestLimits, make_client
+from ptpipeline.storage.s3 import RequestLimits, make_client
+from ptpipeline.storage.s3_faults import Fault
 from tests.http_server import Quiet, serve
 
 LIMITS = RequestLimits(seconds=5.0, attempts=1)

@@ -1,0 +1,79 @@
+"""What an S3 server means by an answer that is no success, wherever it is met: in the store, a source, or a bucket."""
+
+from typing import Any, Literal, NamedTuple
+
+from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.foreign import shorten
+
+_REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
+
+Meaning = Literal["no bucket", "absent", "unchanged", "changed", "right", "clock", "login", "region", "lacks", "other"]
+
+_MEANINGS: dict[str, Meaning] = {
+    "NoSuchBucket": "no bucket",
+    "PreconditionFailed": "changed",
+    "RequestTimeTooSkewed": "clock",
+    "PermanentRedirect": "region",
+    "AuthorizationHeaderMalformed": "region",
+    "IllegalLocationConstraintException": "region",
+}
+_MEANINGS_OF_STATUS: dict[int, Meaning] = {
+    301: "region",
+    304: "unchanged",
+    404: "absent",
+    409: "changed",
+    412: "changed",
+    501: "lacks",
+}
+
+
+class Fault(NamedTuple):
+    """What an S3 server means by an answer that is no success, with its status and its own word."""
+
+    meaning: Meaning
+    status: int
+    code: str
+
+
+def read_fault(error: Any) -> Fault:
+    """Return what botocore's ClientError means: `other` is the server's own trouble, or nothing that is known here."""
+    status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], str(error.response["Error"].get("Code", ""))
+    return Fault(_find_meaning(status, code), status, shorten(code, 40)[1:-1])
+
+
+def explain_fault(fault: Fault, where: str, doing: str, keys: str) -> SettingsError | ServiceUnavailable | None:
+    """Return the error for a fault that is the same whatever was asked for; None if it concerns what was asked for.
+
+    where: the server or store, in a person's words; doing: what was asked for, such as `list a`; keys: the settings
+    that hold the credentials.
+    """
+    meaning, status, code = fault
+    if meaning == "clock":
+        return SettingsError(f"{where}: this machine's clock differs from the server's ({code}); correct the clock")
+    if meaning == "login":
+        return SettingsError(f"{where} refuses the credentials ({status} {code}); check {keys}")
+    if meaning == "region":
+        return SettingsError(
+            f"{where}: the bucket is in another region ({status} {code}); set AWS_DEFAULT_REGION to it"
+        )
+    if meaning == "lacks":
+        return SettingsError(f"{where} cannot {doing} ({status} {code}), which other S3 servers can; use one of them")
+    if status >= 500 or status == 429:
+        return ServiceUnavailable(f"{where} answered {status} {code} to {doing}; try again later")
+    return None
+
+
+def is_strange(error: Any) -> bool:
+    """Whether the server does not answer as S3 does: an answer lacks a part, or botocore gave up following its
+    redirections in a circle, which it may tell as an error of the HTTP client.
+    """
+    within = getattr(error, "kwargs", {}).get("error")
+    return isinstance(error, RecursionError | KeyError) or isinstance(within, RecursionError)
+
+
+def _find_meaning(status: int, code: str) -> Meaning:
+    if code in _MEANINGS:
+        return _MEANINGS[code]
+    if status in (401, 403):
+        return "right" if code in _REFUSED_RIGHT else "login"
+    return _MEANINGS_OF_STATUS.get(status, "other")
