@@ -4,6 +4,7 @@ import codecs
 import errno
 import io
 import os
+import platform
 import pwd
 import sys
 from pathlib import Path
@@ -33,6 +34,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        beside = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "prefect", "mlflow"))
+        say(f"ptp {version('ptpipeline')} (Python {platform.python_version()}, {beside})")
+        raise typer.Exit
+
+
+@app.callback()
+def take_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version, for a report of an error."
+        ),
+    ] = False,
+) -> None:
+    """What may stand before a verb."""
+
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of the tasks folder.")]
 OptionalTask = Annotated[str | None, typer.Argument(metavar="TASK", help="One task; by default all.")]

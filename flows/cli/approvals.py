@@ -64,9 +64,9 @@ def approve(reference: Waiting = None, reason: Why = None, verdict: Read = None,
 
 @app.command()
 def reject(reference: Waiting = None, reason: Why = None, as_json: Json = False) -> None:
-    """Reject a candidate that waits for people; nothing asks for it again.
+    """Reject a candidate that waits for people.
 
-    It shows report and difference first.
+    Nothing asks for it again. It shows report and difference first.
     """
     from flows.stages.approve import reject as reject_version
 

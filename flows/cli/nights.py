@@ -17,7 +17,7 @@ def nights(
     last: Annotated[int, typer.Option("--last", min=1, metavar="N", help="Show this many nights.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """List the last nights: tasks, verdicts, rows, tokens and seconds.
+    """List the last nights: tasks, verdicts, rows and seconds.
 
     Tasks that were unchanged are counted; --json has a line for each of them too.
     """

@@ -63,9 +63,10 @@ def serve(
         bool, typer.Option("--log-texts", help="Write every text that is asked into the log.")
     ] = False,
 ) -> None:
-    """Answer texts over HTTP with the promoted versions, in the form of OpenAI's API.
+    """Answer texts over HTTP with the promoted versions.
 
-    One base model serves every task; a promoted version answers within seconds. It reads the object store alone.
+    Requests have the form of OpenAI's API. One base model serves every task; a promoted version answers within seconds.
+    It reads the object store alone.
     """
     from ptpipeline.server.listen import Address
     from ptpipeline.server.serve import Options
@@ -97,9 +98,10 @@ def token(
     tokens: TokenPath = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token for clients of `ptp serve`, and print it once; the file holds only its hash.
+    """Make a token for clients of `ptp serve`.
 
-    To make one of the same name again replaces the first.
+    It is printed once; the file holds only its hash. To make one of the same name again replaces the
+    first.
     """
     from flows.cli.render import print_table
     from ptpipeline.server.callers import make_token, read_tokens, revoke_token

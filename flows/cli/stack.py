@@ -62,8 +62,10 @@ def down() -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show state, address and memory of the local stack's servers, what is overdue, what somebody paused or removed in
-    Prefect, and what servers of prompts answer.
+    """Show what runs, what is overdue, and what servers answer.
+
+    State, address and memory of the local stack's servers, what is overdue, what somebody paused or removed in Prefect,
+    and which versions servers of prompts answer with.
 
     Exit code 4 if a task has no fresh verdict, a night did not start or end, a target of events takes none, or a server
     answers with another version than the ledger says.

@@ -202,7 +202,7 @@ def sign(
     ],
     as_json: Json = False,
 ) -> None:
-    """Sign what was stored without a signature, or under another key.
+    """Sign what bears no signature, or one of another key.
 
     Of a task all that the ledger knows: versions, history, pointers, snapshots and releases. Of a version its prompt,
     number and what lies beside the prompt. All bytes are first held against the ledger. PTP_SIGNING_KEY names the file

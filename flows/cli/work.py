@@ -146,7 +146,7 @@ def webhook(
         ),
     ] = None,
 ) -> None:
-    """Listen for edits in the MLflow UI and for new data, and start what judges them.
+    """Listen for edits in MLflow and for new data, and judge them.
 
     MLflow signs its requests with the secret in PTP_WEBHOOK_SECRET. Object stores post to /data with the token in
     PTP_WEBHOOK_TOKEN.
