@@ -1,5 +1,7 @@
 """A progress bar on the terminal, below the lines that are printed meanwhile."""
 
+import sys
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -20,7 +22,12 @@ class Bar:
         """Draw the bar as far as the phase has come; a bar that runs to and fro if nothing is counted."""
         if self._progress is None:
             columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress = Progress(
+                *columns,
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),  # else what is printed into a file would go to the terminal
+            )
             self._bar = self._progress.add_task("", total=None)
             self._progress.start()
         text = escape(str(standing))

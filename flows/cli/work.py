@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user
-from flows.cli.terminal import indent, log_plainly, say
+from flows.cli.terminal import choose_display, indent, log_plainly, say
 from ptpipeline.errors import NotFound, PtpError
 
 if TYPE_CHECKING:
@@ -196,22 +196,27 @@ def predict(
 ) -> None:
     """Label texts with a version, or generate answers to them.
 
-    With --json, `index` is the place of the text: 0 for the first argument, line or row. It reads from the object
-    store alone; no other server is needed.
+    With --json, `index` is the place of the text: 0 for the first argument, line or row; each answer is printed as soon
+    as it is known. It reads from the object store alone; no other server is needed.
     """
     from flows.cli.questions import read_questions, read_rows
-    from flows.cli.render import answer_row, print_table
+    from flows.cli.render import answer_row, print_record, print_table
+    from ptpipeline.progress import watch
     from ptpipeline.serving.predictor import load
 
     given = read_questions(texts or [], field or [], rows)
     predictor = load(reference, allow_older=allow_older)
     if rows is not None:
         given = read_rows(rows, form, delimiter, predictor.fields)
-    answers = predictor.answer_lines(given.texts, given.place)
-    if as_json:
-        print_table([{"index": index, **answer.to_json()} for index, answer in enumerate(answers)], as_json)
-    else:
-        print_table([answer_row(answer, text) for answer, text in zip(answers, given.texts, strict=True)], as_json)
+    with watch(predictor.resolved.name, choose_display()):
+        answers = predictor.answer_lines(given.texts, given.place)
+        if as_json:
+            for index, answer in enumerate(answers):
+                print_record({"index": index, **answer.to_json()}, as_json)
+                sys.stdout.flush()
+            return
+        table = [answer_row(answer, text) for answer, text in zip(answers, given.texts, strict=True)]
+    print_table(table, as_json)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
+from ptpipeline.progress import advance, expect, phase
 from ptpipeline.records.serving import Answer
 from ptpipeline.serving.resolver import Resolved, resolve
 from ptpipeline.serving.seen import Memory
@@ -18,8 +19,9 @@ from ptpipeline.task.template import Fields, read_template
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ptpipeline.serving.engine import Engine
+    from ptpipeline.serving.engine import Engine, Question
 
+PORTION = 512  # texts whose answers are told together: enough to fill batches with texts of one length
 _HALF = re.compile("[\ud800-\udfff]")  # bytes of the command line that are not UTF-8 come as such
 
 
@@ -43,17 +45,19 @@ class Predictor:
         missing, unknown, or not Unicode.
         """
         given = list_texts(texts)
-        return self._predict(
-            [(f"text {number} for {self.resolved.name}", text) for number, text in enumerate(given, 1)]
-        )
+        asked = [(f"text {number} for {self.resolved.name}", text) for number, text in enumerate(given, 1)]
+        return self._answer(self._list_questions(asked))
 
-    def _predict(self, asked: Sequence[tuple[str, str | Fields]]) -> list[Answer]:
-        """Return each text's answer, as `predict` does; before each stands what messages call it."""
+    def _list_questions(self, asked: Sequence[tuple[str, str | Fields]]) -> list["Question"]:
+        """Return what the engine is asked; before each text stands what messages call it."""
         from ptpipeline.serving.engine import Question
 
+        digest = self.resolved.artifact.digest  # once: it hashes the manifest
+        return [Question(digest, fields, what) for what, fields in self._name_fields(asked)]
+
+    def _answer(self, questions: Sequence["Question"]) -> list[Answer]:
         artifact = self.resolved.artifact
-        version, digest = self.resolved.name, artifact.digest  # once: it hashes the manifest
-        questions = [Question(digest, fields, what) for what, fields in self._name_fields(asked)]
+        version, digest = self.resolved.name, artifact.digest
         if artifact.manifest.generate is not None:
             return [
                 Answer(label=None, probabilities={}, version=version, digest=digest, text=text)
@@ -70,14 +74,27 @@ class Predictor:
                 raise DataError(f"{what}: not Unicode, because it holds half of a surrogate pair; decode it again")
             yield what, fields
 
-    def answer_lines(self, lines: Sequence[str | Fields], place: Callable[[int], str]) -> list[Answer]:
-        """Return one answer per line, as `predict` gives it; a blank line's has no label, or an empty text.
+    def answer_lines(self, lines: Sequence[str | Fields], place: Callable[[int], str]) -> Iterator[Answer]:
+        """Yield one answer per line, as `predict` gives it, a portion at a time: who asked much has what was answered
+        until the end, or a power cut. A blank line's has no label, or an empty text.
 
-        place: names a line in messages by its number from 1.
+        place: names a line in messages by its number from 1. Raises what `predict` raises, before the first answer.
         """
         asked = [(place(number), line) for number, line in enumerate(lines, 1) if not _is_blank(line)]
-        answers = iter(self._predict(asked))
-        return [self._build_blank() if _is_blank(line) else next(answers) for line in lines]
+        questions = self._list_questions(asked)
+        for question in questions:
+            self.engine.render(question)
+        answers = self._answer_in_portions(questions)
+        for line in lines:
+            yield self._build_blank() if _is_blank(line) else next(answers)
+
+    def _answer_in_portions(self, questions: Sequence["Question"]) -> Iterator[Answer]:
+        with phase("", whole=True):
+            expect(len(questions), "texts")
+            for start in range(0, len(questions), PORTION):
+                portion = questions[start : start + PORTION]
+                yield from self._answer(portion)
+                advance(len(portion))
 
     def _build_blank(self) -> Answer:
         artifact = self.resolved.artifact

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import polars as pl
 import pytest
+from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, ContextError, DataError
-from ptpipeline.serving.engine import Engine
+from ptpipeline.serving import predictor as predictor_module
+from ptpipeline.serving.engine import Engine, Rendered
 from ptpipeline.serving.predictor import Predictor, list_texts
 from ptpipeline.serving.resolver import Resolved
 from tests.evaluation.probed import artifact, blind, embeddings, tiny
@@ -82,9 +85,32 @@ def test_a_line_is_told_by_its_own_place_and_a_blank_one_asks_nothing(lines: lis
     engine.load(made)
     predictor = Predictor(engine, Resolved(made.manifest.task, 1, made, []))
     with pytest.raises(ContextError, match=r"^rows\.csv: line 4: the text has [0-9]+ tokens"):
-        predictor.answer_lines(lines, lambda number: f"rows.csv: line {number + 1}")
+        next(predictor.answer_lines(lines, lambda number: f"rows.csv: line {number + 1}"))
     labels = [answer.label for answer in predictor.answer_lines([*lines[:2], lines[0]], lambda number: "rows.csv")]
     assert [label is None for label in labels] == [False, True, False]
+
+
+def test_answers_come_a_portion_at_a_time_and_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, computed = artifact(tiny(), embeddings(tiny(), " yes")), list[int]()
+
+    class Counting(Engine):
+        def score(self, texts: Sequence[Rendered]) -> list[Tensor]:
+            computed.append(len(texts))
+            return super().score(texts)
+
+    engine = Counting(tiny())
+    engine.load(made)
+    predictor = Predictor(engine, Resolved(made.manifest.task, 1, made, []))
+    monkeypatch.setattr(predictor_module, "PORTION", 2)
+    lines = ["a film", "", "bad", "the plot", "good", "a scene of the film"]
+    answers = predictor.answer_lines(lines, str)
+    first = [next(answers) for _ in range(3)]
+    assert computed == [2]
+    told = [*first, *answers]
+    assert computed == [2, 2, 1]
+    expected = predictor.predict([line for line in lines if line])
+    assert [answer.label for answer in told] == [expected[0].label, None, *(answer.label for answer in expected[1:])]
+    assert told[2].probabilities == pytest.approx(expected[1].probabilities, abs=1e-5)
 
 
 def test_a_field_that_is_no_text_is_told_as_such() -> None:

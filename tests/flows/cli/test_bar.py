@@ -57,6 +57,17 @@ def test_a_bar_writes_out_what_would_control_a_terminal(shown: str) -> None:
     assert "test [red]rows\\x1b[2J" in shown
 
 
+def test_what_is_printed_into_a_file_below_a_bar_gets_there(tmp_path: Path) -> None:
+    """Where nobody watches standard output, the bar leaves it alone."""
+    printing = SLOW.replace('say_progress(f"line {number}")', 'print(f"answer {number}")')
+    assert printing != SLOW
+    file = tmp_path / "answers"
+    redirected = f"import sys; sys.stdout = open({str(file)!r}, 'w')\n{printing}"
+    code, written = watch_terminal(["-c", redirected], os.environ | {"COLUMNS": "120", "LINES": "40", "TERM": "xterm"})
+    assert (code, "answer" in written) == (0, False)
+    assert file.read_text() == "".join(f"answer {number}\n" for number in range(4))
+
+
 def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, check=True)
     assert "━" not in done.stderr
