@@ -17,7 +17,7 @@ from flows.cli.app import (
     open_registry,
     read_text,
 )
-from flows.cli.terminal import say
+from flows.cli.terminal import choose_display, say
 
 if TYPE_CHECKING:
     from registry.repair.difference import Difference
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 def reconcile(task: OptionalTask = None, as_json: Json = False) -> None:
     """Bring pointers and MLflow's aliases to what the ledger says."""
     from flows.cli.render import print_table
+    from ptpipeline.progress import watch
     from registry.repair.reconcile import reconcile as replay
 
     registry = open_registry(writing=True)
-    print_table(replay(registry, load_sound_tasks(), check_task(registry, task)), as_json, "nothing to do")
+    check_task(registry, task)
+    with watch("reconcile", choose_display()):
+        actions = replay(registry, load_sound_tasks(), task)
+    print_table(actions, as_json, "nothing to do")
 
 
 @app.command()
@@ -48,16 +52,18 @@ def doctor(
     Each difference is listed with the command that mends it.
     """
     from flows.cli.render import print_table
+    from ptpipeline.progress import watch
     from registry.repair.doctor import examine
     from registry.repair.mend import fix
     from registry.repair.rebuild import rebuild
 
     registry = open_registry(writing=mend or rebuild_ledger)
-    actions = rebuild(registry) if rebuild_ledger else []
-    differences = examine(registry, task)
-    if mend and differences:
-        actions += fix(registry, load_sound_tasks(), differences)
+    with watch("doctor", choose_display()):
+        actions = rebuild(registry) if rebuild_ledger else []
         differences = examine(registry, task)
+        if mend and differences:
+            actions += fix(registry, load_sound_tasks(), differences)
+            differences = examine(registry, task)
     for action in actions:
         say(f"{action.task}: {action.what}", sys.stderr)
     rows = [difference if as_json else _difference_row(difference) for difference in differences]
@@ -130,12 +136,15 @@ def gc(
     from datetime import timedelta
 
     from flows.cli.render import print_table
+    from ptpipeline.progress import watch
     from registry.garbage.collect import collect
     from registry.garbage.roots import Retention
 
     registry = open_registry(writing=apply)
     retention = Retention(candidates=keep, grace=timedelta(hours=grace))
-    garbage = collect(registry, retention, apply, check_task(registry, task))
+    check_task(registry, task)
+    with watch("gc", choose_display()):
+        garbage = collect(registry, retention, apply, task)
     print_table(garbage, as_json, "nothing to collect")
     if not apply and garbage:
         size = sum(item.bytes for item in garbage)

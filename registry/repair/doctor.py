@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ptpipeline.errors import NotFound
+from ptpipeline.progress import advance, expect, phase
 from registry.ledger.lease import expired_leases
 from registry.listing import TaskListing, list_task, list_tasks
 from registry.mlflow.store import MlflowStore, Model
@@ -42,10 +43,13 @@ def examine(registry: Registry, task: str | None = None) -> list[Difference]:
     """
     differences: list[Difference] = []
     versions: dict[str, dict[int, str]] = {}
-    for listing in _list_all(registry) if task is None else [_list_one(registry, task)]:
-        inventory = take_inventory(registry, listing)
-        versions[listing.task] = inventory.kept_versions()
-        differences += _confirm_differences(inventory)
+    with phase(""):
+        expect(len(_known_tasks(registry)) if task is None else 1, "tasks")
+        for listing in _list_all(registry) if task is None else [_list_one(registry, task)]:
+            inventory = take_inventory(registry, listing)
+            versions[listing.task] = inventory.kept_versions()
+            differences += _confirm_differences(inventory)
+            advance(1)
     if registry.mlflow:
         models = registry.mlflow.models(task)
         for name, kept in versions.items():

@@ -1,6 +1,7 @@
 """Verbs that keep the registry in order, over one task or all; and how nights, tokens and the stack are told."""
 
 import json
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from typer.testing import CliRunner, Result
 
 from benchmarks.fixtures.prompts import a_task, published
-from flows.cli import app  # with all verbs
+from flows.cli import app, maintenance  # with all verbs
 from flows.cli.stack import _describe_stack
+from ptpipeline import storage
 from ptpipeline.errors import NotFound
 from ptpipeline.private import write_private
+from ptpipeline.progress import Standing
 from ptpipeline.settings import Settings
+from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import manifest_key
 from ptpipeline.task.task import Schedule
 from registry.ledger.nights import begin_night, end_night
@@ -47,6 +51,34 @@ def test_doctor_looks_at_one_task_or_at_all(registry: Registry) -> None:
     assert row.split()[0] == "mood"
     assert row.split()[-1] == "yes"  # --fix mends it
     assert ptp("doctor", "mood", "--fix").exit_code == 0
+
+
+def test_whoever_waits_for_doctor_hears_how_far_it_has_come(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, told = threading.Event(), list[str]()
+
+    class Telling:
+        interval = 0.01
+
+        def show(self, standing: Standing) -> None:
+            told.append(str(standing))
+            if "of 2 tasks" in told[-1]:
+                heard.set()
+
+        def close(self) -> None:
+            told.append("closed")
+
+    class Slow(FolderStore):
+        def read(self, key: str) -> Stored:
+            assert heard.wait(60)
+            return super().read(key)
+
+    monkeypatch.setattr(storage, "FolderStore", Slow)
+    monkeypatch.setattr(maintenance, "choose_display", Telling)
+    assert ptp("doctor").exit_code == 4
+    assert any(line.startswith("doctor: 0 of 2 tasks") for line in told)
+    assert told[-1] == "closed"
 
 
 @pytest.mark.parametrize("verb", ["reconcile", "gc", "versions", "history"])
