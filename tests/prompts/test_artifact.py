@@ -23,9 +23,10 @@ from ptpipeline.prompts.artifact import (
     compute_file_bytes,
     parse_header,
     read_artifact,
+    read_ensemble,
     write_artifact,
 )
-from ptpipeline.prompts.tensors import name_tensors, pack, round_to_stored, unpack
+from ptpipeline.prompts.tensors import name_tensors, pack, pack_ensemble, round_to_stored, unpack
 from ptpipeline.records.prompts import BaseModelRef, Members, TensorInfo
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import prompt_prefix
@@ -236,6 +237,12 @@ def test_hostile_headers_are_refused_before_allocation(header: object) -> None:
         check_tensors(*forged(header, b"\0" * 48))
 
 
+@pytest.mark.parametrize("size", [0, 7])
+def test_a_file_too_short_for_the_length_of_its_header_is_none(size: int) -> None:
+    with pytest.raises(ArtifactError, match=f"{size} bytes are not a safetensors file"):
+        parse_header(bytes(size), size)
+
+
 @pytest.mark.parametrize("size", [47, 49])
 def test_bytes_that_belong_to_no_tensor_are_refused(size: int) -> None:
     header = {"embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}}
@@ -288,6 +295,19 @@ def test_a_file_may_have_as_many_bytes_as_are_allowed(
     monkeypatch.setattr("ptpipeline.prompts.artifact.MAX_TENSOR_BYTES", 112)
     with pytest.raises(ArtifactError, match=sentence):
         check_tensors(artifact().manifest, bytes(112 + more))
+
+
+def test_a_member_that_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+    members, store = [artifact(value=value) for value in (0.5, 0.7)], FolderStore(tmp_path)
+    fields = artifact().manifest.model_dump(exclude={"tensors", "tensor_sha256", "num_virtual_tokens", "members"})
+    whole = pack_ensemble(members, "average", fields | {"method": "ensemble"})
+    write_artifact(store, members[0])
+    with pytest.raises(
+        ArtifactError, match=f"its member {members[1].digest[:12]} is missing in .*; train the ensemble"
+    ):
+        read_ensemble(store, whole)
+    write_artifact(store, members[1])
+    assert read_ensemble(store, whole) == members
 
 
 @given(position=st.integers(0, 10_000), value=st.integers(1, 255))
