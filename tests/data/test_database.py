@@ -180,6 +180,15 @@ def test_a_text_that_is_missing_is_a_row_without_one(rows: Rows) -> None:
     ]
 
 
+def test_a_missing_cell_is_of_no_kind_and_sorts_first(sqlite: Rows) -> None:
+    """In another order the same rows would be another snapshot."""
+    sqlite.put(("A", "bad"))
+    sqlite.run("INSERT INTO reviews VALUES (7, NULL, 'good')")
+    found = sqlite.read("SELECT text, CASE label WHEN 'bad' THEN 1 END AS label FROM reviews")
+    assert (found.fields["text"], found.labels, found.label_kinds) == ([None, "A"], [None, "1"], ("integers",))
+    assert sqlite.read("SELECT text, NULL AS label FROM reviews").label_kinds == ("text",)
+
+
 def test_a_missing_column_is_named(rows: Rows) -> None:
     rows.put(("a", "bad"))
     with pytest.raises(DataError, match=r"no column 'label', which data\.label names; the columns are text, lable"):

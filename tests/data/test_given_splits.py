@@ -53,6 +53,16 @@ def test_a_split_may_have_several_values_and_numbers(tmp_path: Path) -> None:
     assert placed(checked(task, tmp_path)) == [(1, "test"), (2, "dev"), (3, "train"), (4, "train")]
 
 
+def test_a_split_that_the_source_gives_has_no_share_to_be_raised(tmp_path: Path) -> None:
+    """Of a split with too few rows of a label: here test is given, and dev is cut from the training rows."""
+    split = {"column": "part", "train": ["train"], "test": ["test"], "dev": 0.05}
+    rows = [("train", "a", "bad"), ("train", "b", "good"), ("test", "c", "bad")]
+    checks = LENIENT | {"rows_per_label": "block", "min_rows_per_label": 1}
+    with pytest.raises(DataError, match=r"good has 0 of at least 1 rows in test") as refused:
+        checked(columned(tmp_path, *rows, split=split, checks=checks), tmp_path)
+    assert "give more rows, raise the share of dev (data.split)" in str(refused.value)
+
+
 def test_values_that_no_list_names_are_told_with_counts(tmp_path: Path) -> None:
     listed = [("train", "a", "bad"), ("test", "b", "bad"), ("validation", "c", "bad")]
     task = columned(tmp_path, *listed, ("extra", "d", "bad"), ("extra", "e", "bad"), ("", "f", "bad"))

@@ -18,6 +18,7 @@ import pytest
 from ptpipeline.data import hub as hub_rows
 from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.data.sources import describe_key, read_rows, source_key
+from ptpipeline.data.table import Column, Places, Table
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore
@@ -218,6 +219,18 @@ def test_a_text_that_is_the_name_of_a_class_is_no_number_of_one(hub: Hub, tmp_pa
     hub.put(PLACE, **{"README.md": f"---\n{card}{names}---\n", name: body})
     labels = read_rows(task().model_copy(update={"labels": {"1": "1", "3": "3"}}), tmp_path).labels
     assert labels == ["1", "3"][: len(labels)]
+
+
+def test_the_numbers_of_classes_become_names_and_what_has_no_class_is_missing() -> None:
+    table = Table(["label"], {"label": Column(["1", "-1", None], ("integers",))}, Places())
+    named = hub_rows._name_classes(table, {"label": ["bad", "good"], "other": ["a"]})
+    assert named.columns == {"label": Column(["good", None, None], ("text",), {"bad": "0", "good": "1"})}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("integers", "good"), ("text", "1")])
+def test_what_a_class_is_called_counts_before_its_number_for_texts_alone(kind: str, name: str) -> None:
+    table = Table(["label"], {"label": Column(["1"], (kind,))}, Places())
+    assert hub_rows._name_classes(table, {"label": ["1", "good"]}).columns["label"].cells == [name]
 
 
 def test_classes_that_a_file_names_itself_are_not_named_again(hub: Hub, tmp_path: Path) -> None:

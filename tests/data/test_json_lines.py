@@ -54,6 +54,15 @@ def test_a_label_is_written_as_a_person_would(tmp_path: Path, value: str, cell: 
     assert (table.columns["label"].cells, table.columns["label"].kinds) == ([cell], (kind,))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_column_that_two_fields_name_is_text_if_one_of_them_needs_it(tmp_path: Path, order: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"both": 1}\n')
+    wanted = [Wanted("both", "text", text=True), Wanted("both", "label")][::order]
+    with pytest.raises(DataError, match=r"which data\.text names, holds integers; expected text"):
+        json_lines.read_json_lines("rows.jsonl", path, wanted)
+
+
 def test_what_is_missing_is_none_whatever_stands_for_it(tmp_path: Path) -> None:
     body = '{"text": "a", "label": null}\n{"text": "b"}\n{"text": "c", "label": NaN}\n{"text": null, "label": 1}\n'
     assert pairs(load(tmp_path, body, "jsonl")) == [("a", None), ("b", None), ("c", None), (None, "1")]

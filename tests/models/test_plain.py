@@ -154,6 +154,17 @@ def test_of_control_tokens_that_begin_alike_a_chat_has_the_longest() -> None:
     assert ids == [made.convert_tokens_to_ids("<turn>>")]
 
 
+def test_a_text_behind_a_control_token_is_whole_though_it_begins_with_a_line_end() -> None:
+    """Behind others a text is encoded with a line end before it, with which it may merge."""
+    pieces = ["<s>", "</s>", "▁", "\n", "\n\n", "a"]
+    tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, [("\n", "\n")]))
+    tokenizer.normalizer = normalizers.Prepend("▁")
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    made = PlainEncoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"))
+    for text, expected in (("a", [0, 5]), ("\na", [0, 2, 3, 5])):
+        assert made.encode(parse_chat(["<s>", "{text}", ""]).render({"text": text}, "row"), True) == expected
+
+
 def test_rows_and_targets_hold_one_end_alone() -> None:
     base = tiny()
     end = base.tokenizer.eos_token_id

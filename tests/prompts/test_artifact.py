@@ -23,9 +23,10 @@ from ptpipeline.prompts.artifact import (
     compute_file_bytes,
     parse_header,
     read_artifact,
+    read_ensemble,
     write_artifact,
 )
-from ptpipeline.prompts.tensors import name_tensors, pack, round_to_stored, unpack
+from ptpipeline.prompts.tensors import name_tensors, pack, pack_ensemble, round_to_stored, unpack
 from ptpipeline.records.prompts import BaseModelRef, Members, TensorInfo
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import prompt_prefix
@@ -223,6 +224,10 @@ def forged(header: object, payload: bytes) -> Artifact:
             "embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]},
             "more": {"dtype": "F16", "shape": [0], "data_offsets": [48, 48]},
         },
+        {"embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0.0, 48]}},
+        {"embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [False, 48]}},
+        {"embeddings": {"dtype": "F16", "shape": [4, 6]}},
+        {"__metadata__": {"by": 1}, "embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}},
         {"embeddings": 3},
         [1, 2],
     ],
@@ -230,6 +235,12 @@ def forged(header: object, payload: bytes) -> Artifact:
 def test_hostile_headers_are_refused_before_allocation(header: object) -> None:
     with pytest.raises(ArtifactError):
         check_tensors(*forged(header, b"\0" * 48))
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_a_file_too_short_for_the_length_of_its_header_is_none(size: int) -> None:
+    with pytest.raises(ArtifactError, match=f"{size} bytes are not a safetensors file"):
+        parse_header(bytes(size), size)
 
 
 @pytest.mark.parametrize("size", [47, 49])
@@ -264,6 +275,7 @@ SOUND, BEHIND = [2, 1, 3, 4], [[0, 48], [48, 96]]
         (SOUND, [2, 1, 4, 3], BEHIND, "expected twice"),
         ([2, 1, 4, 3], [2, 1, 4, 3], BEHIND, "expected twice"),
         ([2, 3, 4], [2, 3, 4], BEHIND, "expected twice"),
+        ([2, 0, 3, 4], [2, 0, 3, 4], [[0, 0], [0, 0]], "expected twice"),
         (SOUND, SOUND, [[48, 96], [48, 96]], "one behind another"),
         (SOUND, SOUND, [[0, 48], [0, 48]], "one behind another"),
     ],
@@ -283,6 +295,19 @@ def test_a_file_may_have_as_many_bytes_as_are_allowed(
     monkeypatch.setattr("ptpipeline.prompts.artifact.MAX_TENSOR_BYTES", 112)
     with pytest.raises(ArtifactError, match=sentence):
         check_tensors(artifact().manifest, bytes(112 + more))
+
+
+def test_a_member_that_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+    members, store = [artifact(value=value) for value in (0.5, 0.7)], FolderStore(tmp_path)
+    fields = artifact().manifest.model_dump(exclude={"tensors", "tensor_sha256", "num_virtual_tokens", "members"})
+    whole = pack_ensemble(members, "average", fields | {"method": "ensemble"})
+    write_artifact(store, members[0])
+    with pytest.raises(
+        ArtifactError, match=f"its member {members[1].digest[:12]} is missing in .*; train the ensemble"
+    ):
+        read_ensemble(store, whole)
+    write_artifact(store, members[1])
+    assert read_ensemble(store, whole) == members
 
 
 @given(position=st.integers(0, 10_000), value=st.integers(1, 255))

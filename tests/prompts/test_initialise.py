@@ -24,7 +24,7 @@ from ptpipeline.prompts.initialise import (
 )
 from ptpipeline.settings import Settings
 from ptpipeline.task.recipe import TextInit, Tune
-from tests.models.families import seq2seq_family
+from tests.models.families import family, seq2seq_family
 from tests.numbers import number_tokenizer
 from tests.tiny import tiny_project
 
@@ -39,6 +39,13 @@ def test_sampled_tokens_are_distinct_and_not_special(base: FrozenBase) -> None:
     ids = sample_vocabulary(base, 50, seed=0).tolist()
     assert len(set(ids)) == 50
     assert not set(ids) & set(base.tokenizer.all_special_ids)
+
+
+def test_tokens_are_sampled_that_the_tokenizer_has_and_the_base_embeds(base: FrozenBase) -> None:
+    """Either may have more: a tokenizer whose last tokens were added, an embedding that was padded."""
+    for tokenizer, model in ((base.tokenizer, family("llama")), (number_tokenizer(), base)):
+        ids = sample_vocabulary(replace(model, tokenizer=tokenizer), 60, seed=0)
+        assert int(ids.max()) < min(len(tokenizer), len(model.model.get_input_embeddings().weight)) == 97
 
 
 def test_sampled_tokens_follow_the_seed(base: FrozenBase) -> None:

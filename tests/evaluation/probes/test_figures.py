@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ptpipeline.evaluation.probes import latency, norms
-from ptpipeline.evaluation.probes.latency import measure_latency
+from ptpipeline.evaluation.probes.latency import _compared_requests, measure_latency
 from ptpipeline.evaluation.probes.norms import measure_norms
-from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.frozen import Input, KeyValues, PrefixCache
 from ptpipeline.prompts.initialise import compute_activations, sample_vocabulary
 from ptpipeline.prompts.tensors import pack_ensemble
+from ptpipeline.records.prompts import Scoring
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import artifact, copied, embeddings, fields, opinions, rows, tiny, writing
 
@@ -125,6 +127,31 @@ def test_the_prompts_part_of_a_generated_text_is_in_its_first_token(monkeypatch:
     monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     found = measure_latency(engine, made, rows(10))
     assert found == pytest.approx({"latency.p50_ms": 100, "latency.p95_ms": 100, "latency.ratio": 2})
+
+
+class Noting(CausalBase):
+    """Notes how many rows it computes at once."""
+
+    def compute_states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
+        NOTED.append(len(inputs))
+        return super().compute_states(cache, inputs)
+
+
+NOTED: list[int] = []
+
+
+def test_a_request_without_the_prompt_is_calibrated_no_more_often_than_one_behind_it() -> None:
+    """That is done once, when a prompt is loaded."""
+    computed = []
+    for scoring in (Scoring(), Scoring(calibrated=True)):
+        base = replace(tiny())
+        object.__setattr__(base, "__class__", Noting)
+        engine, made = Engine(base), artifact(base, embeddings(tiny()), scoring=scoring)
+        *_, alone = _compared_requests(engine, made)
+        NOTED.clear()
+        alone({"text": "the good film"})
+        computed.append(list(NOTED))
+    assert computed[0] == computed[1] != []
 
 
 class Writing(Engine):

@@ -69,6 +69,13 @@ def test_what_is_known_is_what_counts(name: str) -> None:
     assert PROBES[name](engine, made, turned) != pytest.approx(PROBES[name](engine, made, known), abs=1e-6)
 
 
+def test_what_test_rows_answered_says_nothing_of_a_training_row_of_the_same_id() -> None:
+    engine, made = opinions(tiny())
+    turned = Known({row.id: (0.0, 0.0) for row in TRAIN}, {row.id: (0.0, 0.0) for row in TRAIN})
+    test = [row for row in TEST if row.id not in turned.prompted]
+    assert measure_membership(engine, made, TRAIN, test, turned) == measure_membership(engine, made, TRAIN, test)
+
+
 def test_the_likelihood_on_the_bare_base_is_the_known_one() -> None:
     engine, made = opinions(tiny())
     known = Known(bare={row.id: (-1.0, -2.0) for row in TEST[:9]})

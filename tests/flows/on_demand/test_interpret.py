@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fixtures.prompts import a_task
 from flows.cli import main
+from flows.on_demand.interpret import rank_neighbours
+from flows.stages.context import Context
+from ptpipeline.errors import DataError
+from ptpipeline.settings import Settings
+from ptpipeline.storage import FolderStore
+from registry.ledger.ledger import Ledger
+from registry.registry import Registry
 from tests.flows.project import Project
+from tests.registry.repair.test_second_look import an_ensemble
 
 
 @pytest.fixture
@@ -40,3 +49,10 @@ def test_an_experiment_is_told_on_the_versions_page(
     assert "A hint, never proof" in err
     ptp(capsys, "report", "tiny-sentiment@1", "--to", str(tmp_path / "page.html"))
     assert "the story was very dull" in (tmp_path / "page.html").read_text()
+
+
+def test_an_ensemble_has_no_neighbours_of_its_own(tmp_path: Path) -> None:
+    registry = Registry(Ledger(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store"))
+    an_ensemble(registry, a_task("mood"))
+    with pytest.raises(DataError, match=r"mood@1 is an ensemble .* its members have neighbours of their own"):
+        rank_neighbours(Context(Settings(home=tmp_path), registry), "mood", 1)

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from flows.on_demand.vllm import build_vllm_files
 from ptpipeline.errors import DataError
@@ -21,7 +24,9 @@ from ptpipeline.prompts.peft import AdapterBase
 from ptpipeline.records.prompts import ChatForm, Generation, Scoring
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.settings import Settings
-from tests.evaluation.probed import artifact, embeddings, tiny
+from tests.evaluation.probed import NUMBERS, artifact, embeddings, tiny
+from tests.models.families import family
+from tests.numbers import number_tokenizer
 from tests.serving.vllm_server import Vllm, running_vllm
 from tests.tiny import tiny_project
 
@@ -84,6 +89,15 @@ def test_the_client_writes_the_text_of_the_engine(vocabulary: Vocabulary, vllm: 
     found = asked(write(tmp_path, vocabulary, made), vllm, json.dumps(fields))
     assert found == [{"text": engine.generate([Question(made.digest, fields)])[0]}]
     assert not vllm.dead
+
+
+def test_a_prompt_behind_bos_takes_it_along_and_the_client_leaves_it_out() -> None:
+    base = replace(family("llama"), tokenizer=number_tokenizer(begin=3))
+    for placement, skipped in (("before_bos", 0), ("after_bos", 1)):
+        made = artifact(base, torch.ones(2, 32), template="{text}", labels=NUMBERS, placement=placement)
+        files = build_vllm_files(base, made, AdapterBase("base", None, False))
+        assert json.loads(files["vllm.json"])["skip"] == skipped
+        assert len(load(files["embeddings.safetensors"])["embeddings"]) == 2 + skipped
 
 
 def test_what_vllm_cannot_take_does_not_leave(vocabulary: Vocabulary, tmp_path: Path) -> None:

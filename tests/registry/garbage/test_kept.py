@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import update
@@ -15,14 +16,19 @@ from ptpipeline.storage.keys import manifest_key, pointer_key
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.plan import Collected
-from registry.garbage.roots import Retention
+from registry.garbage.roots import Retention, prompts_aliased
 from registry.ledger import clock, tables, tombstone
 from registry.ledger.ledger import Release
+from registry.ledger.usage import Name
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.promotion import promote
 from registry.versions.publish import stage
 from tests.registry.garbage.test_collect import ME, TWO, age, shown, store_snapshot
 from tests.registry.garbage.test_signatures import _make_old
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def nobodys_snapshot(registry: Registry, task: Task) -> str:
@@ -152,3 +158,14 @@ def test_what_could_not_be_deleted_keeps_its_mark_until_a_collection_ends_it(
     assert plain.ledger.version(task.name, 1).collected
     collect(plain, TWO, apply=True)
     assert not plain.store.exists(manifest_key(task.name, an_artifact(task, 1).digest))
+
+
+@pytest.mark.servers
+def test_what_an_alias_names_that_a_person_set_in_mlflow_stays_alone(
+    plain: Registry, mlflow_url: str, task: Task, client: "MlflowClient"
+) -> None:
+    seen = Registry(plain.ledger, plain.store, MlflowStore(mlflow_url))
+    for seed in range(3):
+        published(seen, task, seed)
+    client.set_registered_model_alias(task.name, "mine", "2")
+    assert prompts_aliased(seen, task.name, []) == {Name(task.name, an_artifact(task, 1).digest)}

@@ -1,10 +1,11 @@
 """The client of MLflow: which login it gives, how long it waits, and what its errors tell."""
 
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from google.protobuf.json_format import ParseError
@@ -15,7 +16,7 @@ from requests import HTTPError, Response
 from requests.exceptions import ConnectionError as Refused
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
-from registry.mlflow.client import connect, translated_errors
+from registry.mlflow.client import connect, log_files, translated_errors
 from registry.mlflow.store import MlflowStore
 from tests.http_server import Quiet, serve
 
@@ -42,6 +43,7 @@ def hearing() -> Iterator[tuple[str, list[str]]]:
     [
         ({"MLFLOW_TRACKING_USERNAME": "ptp", "MLFLOW_TRACKING_PASSWORD": "ours"}, "", "ptp:ours"),
         ({}, "ann:hers@", "ann:hers"),
+        ({"MLFLOW_TRACKING_USERNAME": "ptp"}, "", "stranger:theirs"),  # half a login is none
         ({}, "", "stranger:theirs"),  # who names no login may keep it in ~/.netrc
     ],
 )
@@ -65,6 +67,7 @@ def test_no_password_of_an_address_is_told() -> None:
     with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:9 does not answer") as refused:
         store.aliases("mood")
     assert "hidden" not in f"{refused.value} {store.page_url('mood', '1')}"
+    assert MlflowStore("http://127.0.0.1:9/").page_url("mood", "1") == "http://127.0.0.1:9/#/models/mood/versions/1"
 
 
 def test_the_limits_of_a_request_hold_whatever_the_environment_says(
@@ -113,3 +116,54 @@ def test_the_cause_of_a_failure_is_told_behind_a_long_address() -> None:
     with pytest.raises(ServiceUnavailable, match="too many 500 error responses") as raised, translated_errors(URI):
         raise Refused(f"{URI}/{'a' * 500}: too many 500 error responses")
     assert len(str(raised.value)) < 400
+
+
+@contextmanager
+def refusing(**answers: tuple[int, bytes]) -> Iterator[str]:
+    """A server that answers each method so, and refuses this client by all others; yields its address."""
+
+    class Refusing(Quiet, BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            refusal = 403, b'{"error_code": "PERMISSION_DENIED", "message": "not yours"}'
+            self.answer(*answers.get(self.command, refusal))
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815
+
+    with serve(Refusing) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store: store.model("mood"),
+        lambda store: store.version("mood", "1"),
+        lambda store: store.digest_of_source("mood", "models:/m-1", []),
+        lambda store: store._show_page(connect(store.uri), SimpleNamespace(tags={}, source="models:/m-1"), b""),
+    ],
+    ids=["model", "version", "source", "page"],
+)
+def test_a_refusal_is_not_taken_for_nothing_there(read: Callable[[MlflowStore], object]) -> None:
+    """Else a server that refuses this client would look like one whose aliases somebody deleted."""
+    with refusing() as address, pytest.raises(SettingsError, match="refuses this client"), translated_errors(address):
+        read(MlflowStore(address))
+
+
+def test_a_version_whose_logged_model_is_gone_has_no_page(caplog: pytest.LogCaptureFixture) -> None:
+    gone = 404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "gone"}'
+    version = SimpleNamespace(tags={}, source="models:/m-1", name="mood", version="1")
+    with refusing(GET=gone) as address:
+        assert MlflowStore(address)._show_page(connect(address), version, b"") == {}  # type: ignore[arg-type]
+    assert "mood: MLflow version 1 has no logged model; its page is not shown" in caplog.text
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, ServiceUnavailable), (403, SettingsError)])
+def test_a_server_that_takes_no_files_now_or_not_from_us_is_not_told_as_a_place_of_its_own(
+    tmp_path: Path, status: int, kind: type[Exception]
+) -> None:
+    (tmp_path / "page").touch()
+    model = b'{"model": {"info": {"model_id": "m-1", "artifact_uri": "mlflow-artifacts:/1/models/m-1/artifacts"}}}'
+    server = refusing(GET=(200, model), PUT=(status, b"{}"))
+    with server as address, pytest.raises(kind), translated_errors(address):
+        log_files(connect(address), "m-1", str(tmp_path))

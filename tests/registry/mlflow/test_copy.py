@@ -43,3 +43,13 @@ def test_an_altered_copy_is_none(shown: Registry, task: Task, client: MlflowClie
     model = client.get_model_version(task.name, "1").source.removeprefix("models:/")
     client.log_model_artifacts(model, str(tmp_path / "files"))
     assert copied(shown, task) is None
+
+
+def test_a_version_without_files_hides_no_copy_behind_it(shown: Registry, task: Task, client: MlflowClient) -> None:
+    """Whichever of the two MLflow names first."""
+    published(shown, task, 1)
+    tags = {"ptp.digest": an_artifact(task, 1).digest}
+    client.create_model_version(task.name, "s3://somewhere/else", tags=tags, await_creation_for=0)
+    for touched in ("1", "2"):
+        client.update_model_version(task.name, touched, "touched")
+        assert copied(shown, task) == an_artifact(task, 1)

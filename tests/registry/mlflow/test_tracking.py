@@ -112,3 +112,11 @@ def test_a_trial_is_a_run_of_its_task_and_leads_to_the_flow_run(
     assert client.get_experiment(run.info.experiment_id).name == f"ptpipeline/{task.name}"
     assert (run.data.tags["a"], run.data.tags["ptp.flow_run"]) == ("b", "http://prefect/run")
     assert run.data.tags["mlflow.note.content"] == "Trained by [this flow run](http://prefect/run) in Prefect"
+
+
+def test_what_mlflow_refuses_delays_nothing_else(task: Task, mlflow_url: str) -> None:
+    """A server that answers is asked again at once, whatever it refused."""
+    tracking = Tracking(mlflow_url)
+    tracking.log_point("0" * 32, POINT)
+    assert tracking.lost == 1
+    assert tracking.start(task.name, {}, {}) is not None

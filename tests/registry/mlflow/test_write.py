@@ -3,6 +3,7 @@
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -10,6 +11,7 @@ from mlflow import MlflowClient
 from benchmarks.fixtures.prompts import a_request, a_snapshot, an_artifact, published
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
+from registry.mlflow.store import MlflowStore
 from registry.mlflow.write import ensure_experiment
 from registry.registry import Registry
 from registry.repair.doctor import examine
@@ -17,7 +19,8 @@ from registry.repair.reconcile import reconcile
 from registry.versions.beside import place_beside
 from registry.versions.commit import Cause
 from registry.versions.promotion import promote
-from registry.versions.publish import register, stage
+from registry.versions.publish import load_card, register, stage
+from tests.registry.mlflow.test_store import losing
 
 pytestmark = pytest.mark.servers
 ME = Cause("me", "because")
@@ -169,3 +172,97 @@ def test_why_an_edit_was_refused_is_cut_to_what_mlflow_keeps(shown: Registry, ta
     assert shown.mlflow is not None
     shown.mlflow.refuse(task.name, "1", "x" * 6000)
     assert client.get_model_version(task.name, "1").tags["ptp.refused"] == "x" * 5000
+
+
+def test_a_version_that_lost_the_tag_of_its_digest_is_found_by_its_model(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    """The first, if somebody made more of it."""
+    published(shown, task, 1)
+    source = client.get_model_version(task.name, "1").source
+    client.create_model_version(task.name, source, model_id=source.removeprefix("models:/"), await_creation_for=0)
+    client.delete_model_version_tag(task.name, "1", "ptp.digest")
+    published(shown, task, 1)
+    shown_as = {one.version: one.tags.get("ptp.digest") for one in client.search_model_versions(f"name='{task.name}'")}
+    assert shown_as == {"1": an_artifact(task, 1).digest, "2": None}
+
+
+def test_a_model_version_that_an_alias_names_is_described_itself(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    """Though it is not the first of its prompt: a person looks at the page that the alias leads to."""
+    published(shown, task, 1)
+    source = client.get_model_version(task.name, "1").source
+    client.create_model_version(task.name, source, model_id=source.removeprefix("models:/"), await_creation_for=0)
+    card, version = load_card(shown, task.name, an_artifact(task, 1).digest), shown.ledger.version(task.name, 1)
+    assert shown.mlflow is not None
+    client.set_model_version_tag(task.name, "2", "mine", "kept")
+    shown.mlflow.describe(card, version, "2")
+    first, second = (client.get_model_version(task.name, number) for number in ("1", "2"))
+    assert (second.description, second.tags["ptp.version"]) == (first.description, "1")
+    assert second.tags["mine"] == "kept"
+
+
+def test_the_trainings_own_run_leads_to_its_prompt(shown: Registry, task: Task, client: MlflowClient) -> None:
+    run = client.create_run(ensure_experiment(client, task.name)).info.run_id
+    published_with(shown, task, tracking_run=run)
+    tags = client.get_run(run).data.tags
+    assert (tags["ptp.digest"], tags["mlflow.source.git.commit"]) == (an_artifact(task).digest, "c0ffee")
+    assert tags["mlflow.linkedPrompts"] == f'[{{"name": "{task.name}.template", "version": "1"}}]'
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(task: Task, mlflow_url: str) -> None:
+    class Overtaken(MlflowClient):
+        def get_experiment_by_name(self, name: str) -> Any:
+            found = super().get_experiment_by_name(name)
+            if found is None:
+                super().create_experiment(name)
+            return found
+
+    client = Overtaken(mlflow_url)
+    assert (
+        ensure_experiment(client, task.name) == client.get_experiment_by_name(f"ptpipeline/{task.name}").experiment_id
+    )
+
+
+def test_what_was_measured_names_its_own_rows_and_step(shown: Registry, task: Task, client: MlflowClient) -> None:
+    """The test rows may have grown since the training."""
+    request = a_request(task)
+    assert request.report is not None
+    report = request.report.model_copy(update={"test_digest": "7" * 64})
+    tuned = request.tuned.model_copy(update={"best_step": 5})
+    shown.ledger.save_snapshot(a_snapshot(task))
+    stage(shown.ledger, shown.store, an_artifact(task))
+    register(shown, replace(request, report=report, tuned=tuned))
+    version = client.get_model_version(task.name, "1")
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    measured = {(metric.key, metric.dataset_digest, metric.step) for metric in model.metrics}
+    trained = a_snapshot(task).splits()
+    assert {("accuracy", "7" * 32, 5), ("best_dev", trained["dev"].digest[:32], 5)} <= measured
+    shown_as = {one.dataset.name: one.dataset for one in client.get_run(version.run_id).inputs.dataset_inputs}
+    assert shown_as[f"{task.name}-test"].digest == "7" * 32
+    assert shown_as[f"{task.name}-train"].digest == trained["train"].digest[:32]
+    assert {one.source_type for one in shown_as.values()} == {"local"}
+
+
+def test_a_page_that_is_as_it_should_be_is_not_written_again(shown: Registry, task: Task, mlflow_url: str) -> None:
+    digest = an_artifact(task, 1).digest
+    with losing(mlflow_url, 0) as (url, log):
+        seen = Registry(shown.ledger, shown.store, MlflowStore(url))
+        version = seen.ledger.version(task.name, published(seen, task, 1))
+        published_by = len(log)
+        MlflowStore(url).describe(load_card(seen, task.name, digest), version)
+    assert [request for request in log[published_by:] if not request.startswith("GET ")] == []
+    assert log[published_by:]
+
+
+def test_a_logged_model_is_ready_last(shown: Registry, task: Task, mlflow_url: str) -> None:
+    """One that is ready is never looked into again: an interrupted one would stay without its files."""
+    with losing(mlflow_url, 0) as (url, log):
+        published(Registry(shown.ledger, shown.store, MlflowStore(url)), task, 1)
+    ready = next(
+        place for place, request in enumerate(log) if request.startswith("PATCH") and "logged-models" in request
+    )
+    files = [log.index(request) for request in log if request.startswith("PUT") and "report.html" not in request]
+    assert len(files) == 3
+    assert max(files) < ready

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fixtures.prompts import a_report, a_task, an_artifact
 from ptpipeline.data.snapshot import take_snapshot
+from ptpipeline.errors import ArtifactError
 from ptpipeline.records.data import Snapshot
 from ptpipeline.storage import FolderStore, Listed, Stored
 from ptpipeline.storage.keys import checkpoint_key, release_key, snapshot_manifest_key, split_key
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.mend import fix
+from registry.repair.rebuild import _read_split
 from tests.data.declared import declared
 from tests.tiny import sentences, write_csv
 
@@ -93,3 +96,14 @@ def test_a_manifest_is_mended_beside_rows_that_nothing_mends(plain: Registry, sn
     assert [found.what for found in examine(plain)] == [f"object {rows}"]
     (kept,) = plain.store.keys(f"snapshots/{snapshot.task}/quarantine")
     assert plain.store.read(kept).body == b"{}"
+
+
+def test_the_rows_behind_a_report_are_those_of_its_snapshot_only_if_it_was_measured_on_them(
+    plain: Registry, snapshot: Snapshot
+) -> None:
+    """Else a look would be counted with rows that nobody looked at."""
+    report = a_report(an_artifact(a_task(snapshot.task)), 0.9)
+    report = report.model_copy(update={"snapshot": snapshot.digest, "test_digest": snapshot.test.digest})
+    assert len(_read_split(plain, report)) == snapshot.test.rows > 0
+    with pytest.raises(ArtifactError, match="does not hold the rows of its report"):
+        _read_split(plain, report.model_copy(update={"test_digest": snapshot.dev.digest}))
