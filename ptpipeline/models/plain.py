@@ -12,6 +12,8 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+LONG = 2000  # characters that become tokens in about a millisecond
+
 
 class PlainEncoder:
     """A tokenizer that encodes the names of its control tokens as the characters that they are written with."""
@@ -68,7 +70,10 @@ class PlainEncoder:
         return self._encode_plain("\na", False) != self._encode_plain("\n", False) + self._encode_plain("a", False)
 
     def _encode_plain(self, text: str, special: bool) -> list[int]:
-        encoding = self._backend.encode(text, add_special_tokens=special)
+        if len(text) <= LONG:
+            encoding = self._backend.encode(text, add_special_tokens=special)
+        else:  # `encode` keeps every other thread of the process from running
+            (encoding,) = self._backend.encode_batch([text], add_special_tokens=special)
         ids: list[int] = encoding.ids
         if self._controls.keys().isdisjoint(ids):
             return ids

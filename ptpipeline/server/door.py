@@ -219,7 +219,7 @@ def _check_own(headers: Headers) -> None:
     found = _HOST.fullmatch(host)
     own = found is not None and is_own_host(found[1].strip("[]").lower())
     origins = headers.getlist("origin")
-    if not own or len(headers.getlist("host")) != 1 or any(origin.rpartition("//")[2] != host for origin in origins):
+    if not own or len(headers.getlist("host")) != 1 or any(origin.partition("://")[2] != host for origin in origins):
         raise Refusal(
             403, "this server answers only requests to its own address that come from its own page", "foreign_origin"
         )

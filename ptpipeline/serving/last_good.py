@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class LastGood:
     """The promotions and prompts of one store that a server took over, below `home`."""
 
-    def __init__(self, home: Path, url: str) -> None:
-        self.store = FolderStore((home / FOLDER / digest_of(url)[:16]).absolute())
+    def __init__(self, home: Path, where: str) -> None:
+        self.store = FolderStore((home / FOLDER / digest_of(where)[:16]).absolute())
 
     def read(self) -> Iterator[tuple[str, str, Promotion | ArtifactError]]:
         """Iterate over task, alias and the promotion of each, or what is wrong with its file."""

@@ -65,8 +65,8 @@ class Live:
         self.store, self.server, self.clock = store, server, clock
         self._memory, home = Memory(home), home / "serving" / (server or "unnamed")
         self.tasks = frozenset(tasks)
-        self.trials = Trials(home, store.url)
-        self._good = LastGood(home, store.url)
+        self.trials = Trials(home, store.where)
+        self._good = LastGood(home, store.where)
         self._holdings = Holdings(holder, self._good, clock)
         self._aliases: dict[Place, Alias] = {}
         self._refused = Refusals(clock)

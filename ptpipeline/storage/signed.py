@@ -224,6 +224,15 @@ def is_accepted(store: ObjectStore, key: str, body: bytes) -> bool:
     return True
 
 
+def holds(store: ObjectStore, key: str) -> bool:
+    """Return whether an object lies at the key that readers of the store accept."""
+    try:
+        store.read(key)
+    except (ArtifactError, NotFound):
+        return False
+    return True
+
+
 def find_signer(store: ObjectStore, key: str, body: bytes, candidates: Collection[Ed25519PublicKey]) -> str | None:
     """Return the id of a candidate that signed the object with those bytes, trusted or not; None if none did."""
     signable = find_signable(key, body)

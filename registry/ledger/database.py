@@ -27,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
 from registry.ledger.clock import boot_id, read_time, uptime
-from registry.ledger.engine import connect_postgresql, connect_sqlite, parse_address
+from registry.ledger.engine import connect_postgresql, connect_sqlite, parse_address, show_address
 from registry.ledger.tables import SCHEMA, read_revision
 
 # What PostgreSQL says of an address that stays wrong until a person changes something.
@@ -52,7 +52,7 @@ class Database:
     def __init__(self, url: str, schema: str | None = None, migrate: bool = True, fill: Fill | None = None) -> None:
         self.url = url
         parsed = parse_address(url)
-        self.name = parsed.render_as_string(hide_password=True)
+        self.name = show_address(parsed)
         self.file = Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
         self.boot = boot_id() if self.file else None  # what was held before it is held by nobody
         self._engine = connect_sqlite(parsed) if self.file else connect_postgresql(parsed)
@@ -224,6 +224,10 @@ class Database:
             if re.search("not a database|malformed", str(error.orig)):
                 raise SettingsError(
                     f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it, or name another file"
+                ) from error
+            if "invalid connection option" in str(error.orig):
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name}: {error.orig} behind its `?`; leave it out, or correct its name"
                 ) from error
             if getattr(error.orig, "sqlstate", None) == _NO_RIGHT:
                 raise SettingsError(

@@ -25,15 +25,24 @@ def parse_address(url: str) -> URL:
     try:
         path = url.removeprefix("sqlite:///")  # not parsed as a URL: a file's name may contain `?`, `#` and `%`
         parsed = make_url(url) if path == url else URL.create("sqlite", database=path)
-    except ArgumentError:
-        # the address is not shown, because it may hold a password
+    except (ArgumentError, ValueError):
+        # the address is not shown, because it may hold a password, nor what is said of it
         raise SettingsError(f"PTP_LEDGER is no database address; {expected}") from None
+    if "@" in (parsed.host or ""):  # what stands before it is a part of the password
+        raise SettingsError(
+            "PTP_LEDGER: its user name or password holds an `@`; write there %40 for `@`, %3A for `:` and %2F for `/`"
+        )
     backend = parsed.get_backend_name()
     if backend == "postgresql" and parsed.database:
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
-        raise SettingsError(f"PTP_LEDGER: {parsed.render_as_string(hide_password=True)!r} is not supported; {expected}")
+        raise SettingsError(f"PTP_LEDGER: {show_address(parsed)!r} is not supported; {expected}")
     return parsed
+
+
+def show_address(url: URL) -> str:
+    """Return the address as messages show it: without its password, and without options, which may hold one too."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def connect_postgresql(url: URL) -> Engine:

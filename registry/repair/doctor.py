@@ -14,7 +14,7 @@ from registry.listing import TaskListing, list_task, list_tasks
 from registry.mlflow.store import MlflowStore, Model
 from registry.registry import Registry
 from registry.repair.difference import FIX, Difference
-from registry.repair.files import compare_files, compare_results
+from registry.repair.files import compare_files, compare_results, compare_signatures
 from registry.repair.inventory import Inventory, take_inventory
 from registry.repair.models import compare_model
 from registry.repair.objects import compare_checkpoints, compare_releases, compare_servers, compare_snapshots
@@ -30,6 +30,7 @@ COMPARISONS = (
     compare_pointers,
     compare_dossiers,
     compare_files,
+    compare_signatures,
     compare_results,
     compare_publishes,
     find_orphans,

@@ -6,7 +6,9 @@ All of it can be made again, so what was altered is set aside, and nothing shows
 from collections.abc import Iterator
 
 from ptpipeline.storage.addresses import Quarantined, Results, parse
+from ptpipeline.storage.signed import SignedStore
 from registry.ledger.results import Publication
+from registry.listing import read_accepted
 from registry.repair.difference import FIX, Difference, describe_object
 from registry.repair.inventory import Inventory
 from registry.versions.content import set_aside
@@ -26,6 +28,19 @@ def compare_files(inventory: Inventory) -> Iterator[Difference]:
             if key not in inventory.listing.objects:
                 made = f"a file of prompt {publication.tuned.digest[:12]}"
                 yield describe_object(inventory.task, "file", key, made, "no such object", FIX)
+
+
+def compare_signatures(inventory: Inventory) -> Iterator[Difference]:
+    """Yield files that are what they should be and that no trusted key signed: readers refuse them."""
+    store = inventory.registry.store
+    if not isinstance(store, SignedStore) or store.trust is None:
+        return
+    files = {key for made in inventory.publications for key in (*_list_files(made), made.mistakes or "")}
+    sound = files & inventory.listing.objects.keys() - inventory.altered.keys()
+    for key, answer in read_accepted(store, sorted(sound)).items():
+        if isinstance(answer, str):
+            mend = f"ptp sign {inventory.task}"
+            yield describe_object(inventory.task, "file", key, "a file that a trusted key signed", answer, mend)
 
 
 def compare_results(inventory: Inventory) -> Iterator[Difference]:

@@ -21,7 +21,7 @@ from ptpipeline.storage.keys import (
     release_key,
     tensors_key,
 )
-from ptpipeline.storage.signed import without_checks
+from ptpipeline.storage.signed import is_accepted, without_checks
 from ptpipeline.task.task import Task
 from registry.card.card import Provenance
 from registry.ledger.lease import remove_expired_leases
@@ -202,11 +202,11 @@ def _mend_releases(registry: Registry) -> list[Action]:
 def _mend_release(registry: Registry, release: Release) -> list[Action]:
     key = release_key(release.name)
     try:
-        stored = registry.store.read(key).body
+        stored = without_checks(registry.store).read(key).body
     except NotFound:
         stored = None
     if stored is not None:
-        if is_release(stored, release):
+        if is_release(stored, release) and is_accepted(registry.store, key, stored):
             return []
         registry.store.create(quarantined_release_key(release.name, stored), stored)
         registry.store.delete(key)

@@ -12,11 +12,12 @@ from ptpipeline.foreign import parse_record
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import Stored
 from ptpipeline.storage.keys import history_key, pointer_key, quarantined_pointer_key
-from ptpipeline.storage.signed import is_accepted, without_checks
+from ptpipeline.storage.signed import holds, is_accepted, without_checks
 from registry.failpoints import reached
 from registry.ledger.lease import leased
 from registry.mlflow.client import REQUEST_SECONDS
 from registry.registry import Registry
+from registry.versions.content import write_content
 from registry.versions.mlflow_alias import Action, HeldAlias, describe_versions
 
 LEASE_SECONDS = 3.0 * REQUEST_SECONDS
@@ -155,11 +156,15 @@ def _project_history(registry: Registry, head: Promotion) -> None:
 
 
 def write_history(registry: Registry, rows: Sequence[Promotion]) -> None:
-    """Store those promotions; Terminal if the store holds others under their numbers."""
+    """Store those promotions, in place of what readers refuse; Terminal if the store holds others of their numbers."""
     for row in rows:
+        key, body = history_object(row)
         try:
-            registry.store.create(*history_object(row))
+            registry.store.create(key, body)
         except PreconditionFailed:
+            if not holds(registry.store, key):
+                write_content(registry.store, key, body)
+                continue
             raise Terminal(
                 f"{row.task}@{row.alias}: promotion {row.seq} in the store differs from the ledger's; the ledger was "
                 f"restored from an older backup, or belongs to another store; `ptp doctor {row.task}` compares them"
@@ -198,7 +203,7 @@ def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
     if pointed and known and (pointed.seq > head.seq or (pointed.seq == head.seq and accepted)):
         return []
     ahead = pointed is not None and pointed.seq > head.seq and accepted
-    if pointed and ahead and registry.store.exists(history_key(head.task, head.alias, pointed.seq)):
+    if pointed and ahead and holds(registry.store, history_key(head.task, head.alias, pointed.seq)):
         raise Terminal(
             f"{head.task}@{head.alias}: the store knows promotion {pointed.seq} (version {pointed.version}, "
             f"{pointed.at}), the ledger only {head.seq}; "

@@ -13,6 +13,7 @@ from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from ptpipeline.storage.keys import history_key, pointer_key, release_key
+from ptpipeline.storage.signed import holds
 from ptpipeline.task.task import Task
 from registry.failpoints import reached
 from registry.ledger.ledger import Move, Release, release_conflict
@@ -269,7 +270,7 @@ def check_ledger(registry: Registry, task: str, alias: str, head: Promotion | No
     known = seq
     if pointed and pointed.seq > seq:
         known = pointed.seq
-    elif registry.store.exists(history_key(task, alias, seq + 1)):
+    elif holds(registry.store, history_key(task, alias, seq + 1)):
         known = seq + 1
     if known > seq and registry.ledger.promotion(task, alias, known) is None:
         raise PromotionRefused(
@@ -287,7 +288,7 @@ def check_release(registry: Registry, release: Release) -> None:
     if not is_name(release.name):
         raise PromotionRefused(f"release {release.name!r}: expected lower-case letters, digits and dashes")
     known = registry.ledger.release(release.name)
-    if known is None and registry.store.exists(release_key(release.name)):
+    if known is None and holds(registry.store, release_key(release.name)):
         raise PromotionRefused(
             f"release {release.name!r}: the store holds it, the ledger does not; was it restored from an older "
             "backup? `ptp doctor --rebuild-ledger` adds what it lost"

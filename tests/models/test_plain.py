@@ -2,8 +2,10 @@
 
 import copy
 import re
+import sys
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -173,6 +175,31 @@ def test_rows_and_targets_hold_one_end_alone() -> None:
     assert end not in row.ids
     assert row.target.count(end) == 1
     assert row.target[-1] == end
+
+
+@pytest.mark.parametrize("kind", [byte_level, unigram])
+def test_a_long_text_lets_other_threads_run(kind: Any) -> None:
+    """Of a server, for one: nobody else is answered while a thread keeps the interpreter to itself."""
+    encoder, before = PlainEncoder(kind()), sys.getswitchinterval()
+    encoded: list[bool] = []
+
+    def encode() -> None:
+        encoder.encode("a b " * 5000, False)
+        encoded.append(True)
+
+    def runs_meanwhile() -> bool:
+        encoded.clear()
+        thread = Thread(target=encode)
+        thread.start()
+        meanwhile = not encoded
+        thread.join()
+        return meanwhile
+
+    sys.setswitchinterval(1000)  # seconds: this thread runs again when the other one lets it
+    try:
+        assert any(runs_meanwhile() for _ in range(20))  # one that was let may still come too late
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_nothing_but_this_module_encodes_text() -> None:

@@ -80,6 +80,12 @@ def test_a_page_of_another_server_is_refused(anyone: Running, origin: str) -> No
     assert code(classify(anyone, Origin=origin)) == (403, "foreign_origin")
 
 
+def test_an_origin_that_ends_like_the_own_one_is_refused() -> None:
+    headers = [(b"host", b"127.0.0.1:80"), (b"origin", b"http://evil.example//127.0.0.1:80")]
+    with pytest.raises(Refusal, match="only requests to its own address"):
+        _check_own(Headers(raw=headers))
+
+
 def test_the_own_page_may_ask(anyone: Running) -> None:
     assert classify(anyone, Origin=anyone.url).status_code == 200
 

@@ -42,6 +42,23 @@ def test_with_the_store_away_a_server_starts_with_its_last_good_set(
     assert len(again.holder.engine.score_labels([Question(served.digest, {"text": "good film"})])) == 1
 
 
+class Bucket(Away):
+    """A bucket of that name at that server."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        super().__init__(folder)
+        self.url, self.where = "s3://ptp", f"s3://ptp at {server}"
+
+
+def test_what_a_bucket_of_the_same_name_elsewhere_held_answers_nobody(store: Away, tmp_path: Path) -> None:
+    """The test environment's, for one: production would answer with it until its own store is reached."""
+    Server(Bucket(store.root, "https://test"), tmp_path / "home").poll()
+    for other, expected in (("https://production", set()), ("https://test", {digest(1)})):
+        again = Server(Bucket(store.root, other), tmp_path / "home")
+        again.live.hold_last_good()
+        assert set(again.holder.engine._loaded) == expected
+
+
 def test_the_last_good_set_is_private(server: Server, tmp_path: Path) -> None:
     found = list((tmp_path / "home" / "serving" / "host" / "last-good").rglob("*"))
     assert len(found) > 3

@@ -141,11 +141,31 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://me:hidden@db/ledger", "postgresql://me:hidden@db", "sqlite://", "nonsense", "me:hidden@db"]
+    "url",
+    [
+        "mysql://me:hidden@db/ledger",
+        "mysql://db/ledger?password=hidden",
+        "postgresql://me:hidden@db",
+        "postgresql://me:a@hidden@db/ledger",
+        "postgresql://me:a@b:hidden@db/ledger",
+        "postgresql://me:hidden@[::1/ledger",
+        "postgresql://me:hidden@127.0.0.1:1/ledger?timeout=hidden",
+        "sqlite://",
+        "nonsense",
+        "me:hidden@db",
+    ],
 )
 def test_unsupported_addresses_are_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="PTP_LEDGER") as caught:
         Ledger(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_password_among_the_options_of_an_address_is_not_told() -> None:
+    with pytest.raises(
+        ServiceUnavailable, match=r"ledger postgresql.*@127\.0\.0\.1:1/ledger does not answer"
+    ) as caught:
+        Ledger("postgresql://me@127.0.0.1:1/ledger?password=hidden")
     assert "hidden" not in str(caught.value)
 
 

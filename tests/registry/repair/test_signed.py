@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text, update
@@ -31,9 +32,11 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
-from registry.versions.commit import Cause
-from registry.versions.promotion import promote
-from tests.registry.signed import TASK, WORKER, fill, objects, overwrite, signed
+from registry.versions.commit import Cause, encode_release
+from registry.versions.projection import history_object
+from registry.versions.promotion import promote, promote_release, rollback
+from registry.versions.sign import sign_task
+from tests.registry.signed import ME, TASK, WORKER, fill, objects, overwrite, signed
 
 
 def with_lost_ledger(registry: Registry, tmp_path: Path) -> Registry:
@@ -216,6 +219,23 @@ def test_the_ledgers_own_row_in_an_unsigned_pointer_is_signed_again(keyed: Regis
     assert resolve(keyed.store, TASK.name).number == 3
 
 
+@pytest.mark.parametrize("damage", [None, b"no signature"])
+def test_the_doctor_names_a_plot_that_pages_leave_out(keyed: Registry, damage: bytes | None) -> None:
+    """Its bytes are right, and its signature is gone or damaged: readers refuse it."""
+    bare = keyed.store.unverified  # type: ignore[attr-defined]
+    [key] = [key for key in bare.keys(prompt_prefix(TASK.name, an_artifact(TASK, 2).digest)) if "/plots/" in key]
+    [signature] = bare.keys(signatures_prefix(key))
+    bare.delete(signature)
+    if damage is not None:
+        bare.create(signature, damage)
+    [difference] = examine(keyed)
+    assert (difference.what, difference.mend, difference.safe) == (f"object {key}", f"ptp sign {TASK.name}", False)
+    assert "PTP_TRUSTED_KEYS asks for a signature" in difference.found
+    bare.delete(signature)
+    assert all(action.done for action in sign_task(keyed, keyed.store, TASK.name))  # type: ignore[arg-type]
+    assert examine(keyed) == []
+
+
 @pytest.mark.parametrize("alter", [_alter_history, _alter_name, _forge_verdict])
 def test_the_doctor_mends_what_nobody_signed(keyed: Registry, alter: Callable[[Registry], str]) -> None:
     alter(keyed)
@@ -233,6 +253,35 @@ def test_a_forged_pointer_that_is_ahead_stops_no_promotion(keyed: Registry) -> N
     overwrite(keyed.store, pointer_key(TASK.name, "production"), ahead.model_dump_json().encode())
     promote(keyed, TASK, 1, Cause("me", "why", override=True))
     assert resolve(keyed.store, TASK.name).number == 1
+
+
+@pytest.mark.parametrize("move", [promote, rollback])
+@pytest.mark.parametrize("is_row", [True, False])
+def test_what_nobody_signed_in_the_history_stops_no_promotion(keyed: Registry, is_row: bool, move: Any) -> None:
+    """Whoever may only write to the store must not keep a bad version in production."""
+    head = keyed.ledger.head(TASK.name, "production")
+    assert head
+    row = head.model_copy(update={"seq": 4, "version": 1, "previous": 3, "chain": head.row_digest()})
+    key, body = history_object(row)
+    keyed.store.unverified.create(key, body if is_row else b"no row")  # type: ignore[attr-defined]
+    if move is promote:
+        promote(keyed, TASK, 2, Cause("me", "why", override=True))
+    else:
+        rollback(keyed, TASK.name, ME)
+    assert resolve(keyed.store, TASK.name).number == 2
+    assert examine(keyed) == []
+
+
+def test_a_release_that_nobody_signed_takes_no_name(keyed: Registry) -> None:
+    spring = keyed.ledger.release("spring")
+    assert spring
+    forged = spring.model_copy(update={"name": "summer", "actor": "eve"})
+    keyed.store.unverified.create(release_key("summer"), encode_release(forged))  # type: ignore[attr-defined]
+    own = spring.model_copy(update={"name": "summer", "versions": {TASK.name: 2}})
+    promote_release(keyed, {TASK.name: TASK}, own, replace(ME, override=True))
+    fix(keyed, {}, examine(keyed))
+    assert keyed.store.read(release_key("summer")).body == encode_release(own)
+    assert examine(keyed) == []
 
 
 def test_a_forged_pointer_with_a_forged_history_is_put_back(keyed: Registry) -> None:
