@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ptpipeline.data import database, hub, local, s3
-from ptpipeline.data.joined import JoinedPlaces, count_rows, join
-from ptpipeline.data.table import Part, Places, Wanted, show_name
+from ptpipeline.data.joined import count_rows, join
+from ptpipeline.data.table import JoinedPlaces, Part, Places, Wanted, show_name
 from ptpipeline.errors import DataError, PtpError, ServiceUnavailable
 from ptpipeline.records.base import digest_of, read_clock
 from ptpipeline.records.data import Split
