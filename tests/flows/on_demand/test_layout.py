@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.on_demand.draft import look
+from flows.on_demand.sketch import look
 from ptpipeline.errors import DataError
 from tests.tiny import sentences
 
