@@ -13,6 +13,11 @@ from ptpipeline.task.source import Source
 
 LOOKED_AT = 1000  # lines that tell the dialect
 _QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
+_FASTTEXT = "__label__"  # what fastText writes before a label
+_TO_TSV = (
+    "the lines begin with labels as fastText writes them; write them as tsv by: "
+    "(printf 'label\\ttext\\n'; sed -E 's/\\t/ /g; s/^__label__([^ ]+) */\\1\\t/' FILE) > NEW.tsv"
+)
 _MAX_BELOW, _FEWEST = 3, 10  # lines of names below the first, and rows that tell them from rows
 _UNFOLD = (
     "python -c 'import json, sys; "
@@ -61,6 +66,9 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
     """
     if any("|" in line for line in lines[:3]) and any(map(is_drawn, lines[:2])):
         return BARS
+    if lines and all(line.startswith(_FASTTEXT) for line in lines):
+        several = any(line.count(_FASTTEXT) > 1 for line in lines)
+        return f"{_TO_TSV}{'; of several labels in a line, the first becomes the label' if several else ''}"
     if len(names) > 1 or not lines:
         return None
     if len(header) == 1 and has_gaps(lines[0]):

@@ -35,7 +35,7 @@ MAX_COLUMNS = 1000  # whose names are remembered for a message
 _ARRAY = (
     "the file is one JSON array; write one object a line, for example by: "
     "python -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding=\"utf8\"))]' "
-    "FILE > NEW"
+    "FILE > NEW.jsonl"
 )
 _OBJECT = "the file is one JSON object, and not one for each row; write one object a line"
 _LISTED = (
@@ -46,6 +46,11 @@ _COLUMNS = (
     ", for example by: python -c 'import json, pandas, sys; "
     'pandas.DataFrame(json.load(open(sys.argv[1], encoding="utf8")), dtype=object)'
     '.to_json(sys.argv[2], orient="records", lines=True, force_ascii=False)\' FILE NEW.jsonl'
+)
+_SPREAD = (
+    "write each object in one line, for example by: python -c 'import json, sys; "
+    'text = open(sys.argv[1], encoding="utf8").read().strip(); exec("while text: row, end = '
+    "json.JSONDecoder().raw_decode(text); print(json.dumps(row)); text = text[end:].lstrip()\")' FILE > NEW.jsonl"
 )
 _COMMA = "take the commas between the objects out, for example by: sed 's/,[[:space:]]*$//' FILE > NEW"
 _BEFORE, _BEHIND = "\ufeff\x1e", "\x1a"  # an object: marks, the record separator of RFC 7464; the end of a file in DOS
@@ -184,9 +189,7 @@ def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
     if number == 1 and line.lstrip().startswith("["):
         reason = _ARRAY
     elif line.strip() == "{":
-        reason = (
-            f"line {number} ends within an object; write each object in one line, for example by: jq -c . FILE > NEW"
-        )
+        reason = f"line {number} ends within an object; {_SPREAD}"
     elif number == 1 and is_page(line):
         reason = PAGE
     elif number == 1 and line.lstrip()[0] not in "{[":

@@ -120,8 +120,7 @@ def find_rows_file(given: Path) -> Path:
     if not path.is_file():
         there = list_rows_files(given) if path.is_dir() else []
         more = f", such as {shorten(str(there[0]), 200)}" if there else ""
-        several = "; `ptp init FOLDER` writes a task file for all of them" if there[1:] else ""
-        raise NotFound(f"{given}: {_describe_other(path)}; name a file of rows{more}{several}")
+        raise NotFound(f"{given}: {_describe_other(path)}; name a file of rows{more}")
     return path
 
 

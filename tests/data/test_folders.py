@@ -84,5 +84,5 @@ def test_the_files_of_a_folder_are_those_whose_names_tell_a_format(tmp_path: Pat
     for name in ("b.csv", "a.csv", ".a.csv.swp", "._a.csv", "_metadata.csv", "notes.txt"):
         write_csv(tmp_path / name, ROWS)
     assert list_rows_files(tmp_path) == [tmp_path / "a.csv", tmp_path / "b.csv"]
-    with pytest.raises(NotFound, match=r"a\.csv'; `ptp init FOLDER` writes a task file for all of them"):
+    with pytest.raises(NotFound, match=r"a\.csv'$"):
         find_rows_file(tmp_path)
