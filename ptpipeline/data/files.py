@@ -18,6 +18,28 @@ from ptpipeline.task.data import Source
 
 MAX_BYTES = 4 * 2**30  # of a source file; the wanted columns are kept in memory
 
+_ARROW = (
+    "write it as Parquet by: python -c 'import sys; from pyarrow import feather, parquet; "
+    "parquet.write_table(feather.read_table(sys.argv[1]), sys.argv[2])' FILE NEW.parquet"
+)
+_STREAM = (
+    "write it as Parquet by: python -c 'import sys; from pyarrow import ipc, parquet; "
+    'parquet.write_table(ipc.open_stream(open(sys.argv[1], "rb")).read_all(), sys.argv[2])\' FILE NEW.parquet'
+)
+_ORC = (
+    "write it as Parquet by: python -c 'import sys; from pyarrow import orc, parquet; "
+    "parquet.write_table(orc.read_table(sys.argv[1]), sys.argv[2])' FILE NEW.parquet"
+)
+_SQLITE = (
+    "write a table as Parquet by: python -c 'import pandas, sqlite3, sys; "
+    'pandas.read_sql(sys.argv[2], sqlite3.connect(sys.argv[1])).to_parquet(sys.argv[3])\' FILE "SELECT * FROM TABLE" '
+    "NEW.parquet; a task file names the database itself, as `source: {sql: {url_env: VARIABLE, query: SELECT}}`"
+)
+_STATA = (
+    "write it as Parquet by: python -c 'import pandas, sys; "
+    "pandas.read_stata(sys.argv[1]).to_parquet(sys.argv[2])' FILE NEW.parquet"
+)
+
 # How files begin that are none of text: their name and what to do.
 _BEGINNINGS = {
     b"\x1f\x8b": ("compressed by gzip", "decompress it with gunzip"),
@@ -30,11 +52,11 @@ _BEGINNINGS = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
     b"PAR1\x15": ("a Parquet file", "set data.source.format: parquet"),
-    b"ARROW1\0\0": ("an Arrow file", "save it as Parquet"),
-    b"SQLite format 3\0": ("an SQLite database", "export the table as csv"),
-    b"\xff\xff\xff\xff": ("an Arrow stream", "save it as Parquet"),
-    b"FEA1": ("an Arrow file", "save it as Parquet"),
-    b"ORC\x0a": ("an ORC file", "save it as Parquet"),
+    b"ARROW1\0\0": ("an Arrow file", _ARROW),
+    b"SQLite format 3\0": ("an SQLite database", _SQLITE),
+    b"\xff\xff\xff\xff": ("an Arrow stream", _STREAM),
+    b"FEA1": ("an Arrow file", _ARROW),
+    b"ORC\x0a": ("an ORC file", _ORC),
     b"Obj\x01": ("an Avro file", "save it as Parquet"),
     b"%PDF-": ("a PDF file", "give a table"),
     b"{\\rtf": ("a document of a word processor", "save it as plain text in UTF-8"),
@@ -43,7 +65,11 @@ _BEGINNINGS = {
     b"Rar!\x1a\x07": ("a rar archive", "unpack it"),
     b"\x93NUMPY": ("a NumPy array", "save the rows as csv or Parquet"),
     b"\x89HDF": ("an HDF5 file", "save the rows as csv or Parquet"),
-    **dict.fromkeys((b"\x80\x04\x95", b"\x80\x05\x95"), ("a pickle", "save the rows as csv or Parquet")),
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04\x95", b"\x80\x05\x95"), ("a pickle", "save the rows as csv or Parquet")
+    ),
+    b"<stata_dta>": ("a file of Stata", _STATA),
+    **dict.fromkeys((b"$FL2", b"$FL3"), ("a file of SPSS", "save the rows as CSV in UTF-8")),
     b"version https://git-lfs.github.com/spec/": (
         "a pointer of Git LFS, and not the file itself",
         "fetch it by: git lfs pull",
@@ -130,6 +156,8 @@ def find_kind(path: Path, form: str) -> Kind | None:
     if kind is None and form != "parquet" and (encoding := guess_encoding(sample)) is not None:
         fix = f"save it as UTF-8, for example by: iconv -f {encoding.iconv} -t UTF-8 FILE > NEW"
         kind = Kind(encoding.name, fix)
+    if kind is None and form != "parquet" and sample.count(0) * 10 > len(sample):
+        kind = Kind("no text", "save the rows as csv or Parquet by the program that wrote it")
     return None if form == "parquet" and sample.startswith(b"PAR1") else kind
 
 

@@ -1,32 +1,13 @@
 """Several files as one: their columns one behind the other, each row still known by its file and its place there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from ptpipeline.data.table import MAX_ROWS, SHOWN, Column, Part, Places, Table
+from ptpipeline.data.table import MAX_ROWS, Column, JoinedPlaces, Part, Places, Table
 from ptpipeline.errors import DataError
 
 MAX_NAMED = 3  # files in the name of a source
-
-
-class JoinedPlaces(NamedTuple):
-    """Where each row of several files stands; the rows of each file begin behind so many others."""
-
-    names: Sequence[str]
-    begins: Sequence[int]
-    places: Sequence[Places]
-
-    def describe(self, rows: Iterable[int]) -> str:
-        """Return the places of up to three rows in words: `a.csv line 3, b.csv lines 7, 9 and more`."""
-        ordered = sorted(rows)
-        ends = [*self.begins[1:], max(ordered, default=0)]
-        told = []
-        for name, begin, end, places in zip(self.names, self.begins, ends, self.places, strict=True):
-            here = [row - begin for row in ordered[:SHOWN] if begin < row <= end]
-            if here:
-                told.append(f"{name} {places.describe(here)}")
-        return f"{', '.join(told)}{' and more' if len(ordered) > SHOWN else ''}"
 
 
 class Joined(NamedTuple):

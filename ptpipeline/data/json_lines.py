@@ -20,11 +20,13 @@ from ptpipeline.data.table import (
     Wanted,
     check_wanted,
     collect,
+    is_utf8,
     line_numbers,
     too_many,
 )
 from ptpipeline.data.values import write_number
 from ptpipeline.errors import DataError
+from ptpipeline.foreign import shorten
 
 MAX_LINE = 64 * 2**20  # characters
 LOOKED_AT = 1000  # rows that tell the names of the columns
@@ -33,11 +35,22 @@ MAX_COLUMNS = 1000  # whose names are remembered for a message
 _ARRAY = (
     "the file is one JSON array; write one object a line, for example by: "
     "python -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding=\"utf8\"))]' "
-    "FILE > NEW"
+    "FILE > NEW.jsonl"
 )
-_OBJECT = (
-    "the file is one JSON object, and not one for each row; write one object a line, as pandas does by "
-    'to_json(FILE, orient="records", lines=True)'
+_OBJECT = "the file is one JSON object, and not one for each row; write one object a line"
+_LISTED = (
+    "python -c 'import json, sys; "
+    '[print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding="utf8"))[KEY]]\' FILE > NEW.jsonl'
+)
+_COLUMNS = (
+    ", for example by: python -c 'import json, pandas, sys; "
+    'pandas.DataFrame(json.load(open(sys.argv[1], encoding="utf8")), dtype=object)'
+    '.to_json(sys.argv[2], orient="records", lines=True, force_ascii=False)\' FILE NEW.jsonl'
+)
+_SPREAD = (
+    "write each object in one line, for example by: python -c 'import json, sys; "
+    'text = open(sys.argv[1], encoding="utf8").read().strip(); exec("while text: row, end = '
+    "json.JSONDecoder().raw_decode(text); print(json.dumps(row)); text = text[end:].lstrip()\")' FILE > NEW.jsonl"
 )
 _COMMA = "take the commas between the objects out, for example by: sed 's/,[[:space:]]*$//' FILE > NEW"
 _BEFORE, _BEHIND = "\ufeff\x1e", "\x1a"  # an object: marks, the record separator of RFC 7464; the end of a file in DOS
@@ -124,8 +137,26 @@ def _rows(name: str, path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, d
         first += islice(objects, 1)
         columns = [first[0][1].get(column, {}) for column in wanted] or first[0][1].values()
         if len(first) == 1 and any(isinstance(value, dict | list) for value in columns):
-            raise DataError(f"{name}: not readable as jsonl: {_OBJECT}")
+            raise DataError(f"{name}: not readable as jsonl: {_OBJECT}{_advise_object(first[0][1])}")
     yield from chain(first, objects)
+
+
+def _advise_object(row: dict[str, Any]) -> str:
+    """Return the command that makes rows of an object: of the only list of objects in it, or of its columns."""
+    lists = [
+        key for key, value in row.items() if isinstance(value, list) and any(isinstance(one, dict) for one in value)
+    ]
+    if len(lists) == 1 and is_utf8(lists[0]) and "'" not in lists[0]:
+        command = _LISTED.replace("KEY", json.dumps(lists[0]))
+        return f", for example those of {shorten(lists[0])} by: {command}"
+    columns = [value for key, value in row.items() if _is_column(key, value)]
+    alike = len(columns) == len(row) and len({len(value) for value in columns}) == 1 and "columns" not in row
+    return _COLUMNS if alike and not lists else ""
+
+
+def _is_column(key: str, value: Any) -> bool:
+    """Whether it is a list of cells, or cells by the number of their row."""
+    return isinstance(value, list) or (isinstance(value, dict) and all(map(str.isdigit, value)) and not key.isdigit())
 
 
 def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -158,7 +189,7 @@ def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
     if number == 1 and line.lstrip().startswith("["):
         reason = _ARRAY
     elif line.strip() == "{":
-        reason = f"line {number} ends within an object; write each object in one line"
+        reason = f"line {number} ends within an object; {_SPREAD}"
     elif number == 1 and is_page(line):
         reason = PAGE
     elif number == 1 and line.lstrip()[0] not in "{[":

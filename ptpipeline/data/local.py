@@ -13,6 +13,7 @@ from typing import Any
 
 from ptpipeline.archives import unfold
 from ptpipeline.data.files import find_kind, load_file
+from ptpipeline.data.folders import advise_folder
 from ptpipeline.data.table import NoRows, Part, Table, Wanted, fold_name
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.foreign import parsing, shorten
@@ -71,7 +72,7 @@ def load_rows(path: Path, name: str, source: Source, wanted: Sequence[Wanted], h
         try:
             return load_file(name, plain, source, wanted)
         except DataError as error:
-            if plain == path or " FILE > NEW" not in str(error):
+            if plain == path or " FILE " not in str(error):
                 raise
             raise DataError(f"{error}; FILE is the decompressed file") from None
 
@@ -117,11 +118,24 @@ def find_rows_file(given: Path) -> Path:
     if str(given) == "-" and not path.exists():
         raise NotFound("standard input is no file of rows; write the rows into a file and name that")
     if not path.is_file():
-        there = sorted(one.name for one in path.iterdir() if _tells_format(one)) if path.is_dir() else []
-        more = f", such as {shorten(str(given / there[0]), 200)}" if there else ""
-        several = "; for several files, write a list or a `glob` as the source in the task file" if there[1:] else ""
-        raise NotFound(f"{given}: {_describe_other(path)}; name a file of rows{more}{several}")
+        there = list_rows_files(given) if path.is_dir() else []
+        more = f", such as {shorten(str(there[0]), 200)}" if there else ""
+        raise NotFound(f"{given}: {_describe_other(path)}; name a file of rows{more}")
     return path
+
+
+def list_rows_files(folder: Path) -> list[Path]:
+    """Return the files in a folder whose names tell a format, by name; hidden ones and notes such as `_SUCCESS` are
+    none.
+
+    Raises DataError with what writes the rows as a file, if the folder as a whole is a table.
+    """
+    path = resolve_path(folder)
+    with parsing(str(folder), _READABLE, DataError):
+        if (advice := advise_folder(path)) is not None:
+            raise DataError(f"{folder}: {advice}")
+        names = sorted(one.name for one in path.iterdir() if one.is_file() and _tells_format(one))
+    return [folder / name for name in names if not name.startswith((".", "_"))]
 
 
 def _tells_format(path: Path) -> bool:

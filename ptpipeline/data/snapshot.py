@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptpipeline.data.joined import JoinedPlaces
 from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import Built, CheckedRow, CheckedRows, Row, identify_rows
 from ptpipeline.data.sources import OpenSource
-from ptpipeline.data.table import Places
+from ptpipeline.data.table import JoinedPlaces, Places
 from ptpipeline.data.validation import check_labels_again, check_rows
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
 from ptpipeline.foreign import parse_record, parsing

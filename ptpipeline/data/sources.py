@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ptpipeline.data import database, hub, local, s3
-from ptpipeline.data.joined import JoinedPlaces, count_rows, join
-from ptpipeline.data.table import Part, Places, Wanted, show_name
+from ptpipeline.data.joined import count_rows, join
+from ptpipeline.data.table import JoinedPlaces, Part, Places, Wanted, show_name
 from ptpipeline.errors import DataError, PtpError, ServiceUnavailable
 from ptpipeline.records.base import digest_of, read_clock
 from ptpipeline.records.data import Split
@@ -139,9 +139,13 @@ def _naming(split: Split | None) -> Iterator[None]:
     except PtpError as error:
         if split is not None:
             said = str(error).replace("data.source.", f"data.source.{split}.")
-            # two queries may go to one database, so that its name tells none of them
-            error.args = (f"data.source.{split}: {said}" if said.startswith("sql:") else said,)
+            error.args = (_tell_split(split, said),)
         raise
+
+
+def _tell_split(split: Split, name: str) -> str:
+    """Two queries may go to one database, so that its name tells none of them."""
+    return f"data.source.{split}: {name}" if name.startswith("sql:") else name
 
 
 def _write_key(task: Task, contents: Mapping[Split | None, Any], tokenizer: str | None) -> str:
@@ -225,7 +229,7 @@ def read_rows(task: Task, home: Path, kept: Mapping[Split | None, Part] = Mappin
     for split, source in data.sources.items():
         with _naming(split):
             read = [kept[split]] if split in kept else list(_place_of(source).read(source, wanted, home))
-        parts += read
+        parts += read if split is None else [part._replace(name=_tell_split(split, part.name)) for part in read]
         splits += [split] * sum(count_rows(part.table) for part in read)
     if not parts:
         raise DataError(f"data.source of task {task.name}: there are no rows in any of its files")

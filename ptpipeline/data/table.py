@@ -67,6 +67,25 @@ class Places(NamedTuple):
         return f"{word} {', '.join(map(str, places))}{' and more' if len(ordered) > SHOWN else ''}"
 
 
+class JoinedPlaces(NamedTuple):
+    """Where each row of several files stands; the rows of each file begin behind so many others."""
+
+    names: Sequence[str]
+    begins: Sequence[int]
+    places: "Sequence[Places | JoinedPlaces]"
+
+    def describe(self, rows: Iterable[int]) -> str:
+        """Return the places of up to three rows in words: `a.csv line 3, b.csv lines 7, 9 and more`."""
+        ordered = sorted(rows)
+        ends = [*self.begins[1:], max(ordered, default=0)]
+        told = []
+        for name, begin, end, places in zip(self.names, self.begins, ends, self.places, strict=True):
+            here = [row - begin for row in ordered[:SHOWN] if begin < row <= end]
+            if here:
+                told.append(f"{name} {places.describe(here)}")
+        return f"{', '.join(told)}{' and more' if len(ordered) > SHOWN else ''}"
+
+
 class Table(NamedTuple):
     """The wanted columns of a file, equally long, by name; `names` lists all columns of the file.
 
@@ -75,7 +94,7 @@ class Table(NamedTuple):
 
     names: list[str]
     columns: dict[str, Column]
-    places: Places
+    places: Places | JoinedPlaces
     misquoted: frozenset[int] = frozenset()
 
 

@@ -4,10 +4,15 @@ import bz2
 import gzip
 import os
 import re
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import pandas
+import pyarrow as pa
 import pytest
 
 from ptpipeline.data import files
@@ -23,7 +28,6 @@ ROWS = "text,label\n" + "".join(f"text {number},{'bad' if number % 2 else 'good'
 )
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
 def test_a_path_is_no_pattern(tmp_path: Path, name: str, form: str) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for near in ("a1.csv", "ab.csv", "a b.csv", "a"):
@@ -134,6 +138,9 @@ OTHERS = [
     (b"ORC\x0a\x03\x00\x00", "an ORC file"),
     (b"Obj\x01\x04\x14avro", "an Avro file"),
     (b"\xff\xff\xff\xff\x10\x00\x00\x00", "an Arrow stream"),
+    (b"\x80\x03cpandas", "a pickle"),
+    (b"<stata_dta><header><release>118", "a file of Stata"),
+    (b"$FL2@(#) SPSS DATA FILE", "a file of SPSS"),
     (b"FEA1\x00\x00\x00\x00", "an Arrow file"),
     (b"{\\rtf1\\ansi text,label}", "a document of a word processor"),
     (
@@ -151,10 +158,50 @@ def test_what_lies_there_instead_is_named(tmp_path: Path, body: bytes, kind: str
 
 
 def test_an_arrow_stream_is_named_as_its_writer_writes_it(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     rows = pa.table({"text": ["a"], "label": ["bad"]})
     with pa.OSFile(str(tmp_path / "rows"), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
         writer.write_table(rows)
-    with pytest.raises(DataError, match="the file is an Arrow stream; save it as Parquet"):
+    with pytest.raises(DataError, match="the file is an Arrow stream; write it as Parquet"):
         read(tmp_path / "rows", "parquet")
+
+
+FRAME = pandas.DataFrame({"text": ["a \u00e9", "it's"], "label": ["007", "1"]})
+
+
+def write_stream(path: Path) -> None:
+    rows = pa.Table.from_pandas(FRAME)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def write_sqlite(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        FRAME.to_sql("TABLE", database, index=False)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        FRAME.to_feather,
+        lambda path: FRAME.to_feather(path, compression="zstd"),
+        write_stream,
+        lambda path: FRAME.to_orc(path),
+        write_sqlite,
+        lambda path: FRAME.to_stata(path, write_index=False, version=118),
+    ],
+)
+def test_another_table_is_told_with_a_command_that_writes_it(tmp_path: Path, write: Callable[[Path], object]) -> None:
+    write(tmp_path / "rows")
+    with pytest.raises(DataError, match=r"; write (it|a table) as Parquet by: ") as raised:
+        read(tmp_path / "rows")
+    command = re.search(r"by: (python -c .* NEW\.parquet)", str(raised.value))
+    assert command is not None
+    done = command[1].replace("python", sys.executable, 1).replace("FILE", "rows").replace("TABLE", "[TABLE]")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    assert pairs(read(tmp_path / "NEW.parquet", "parquet")) == list(FRAME.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_a_file_that_is_no_text_is_told_as_such(tmp_path: Path, form: str) -> None:
+    with pytest.raises(DataError, match="the file is no text; save the rows as csv or Parquet by the program that"):
+        load(tmp_path, bytes(range(8)) * 40 + bytes(99), form)

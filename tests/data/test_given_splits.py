@@ -1,6 +1,7 @@
 """Splits that the source gives: by a column, or by a source each."""
 
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,22 @@ def test_a_value_that_is_not_utf8_is_written_out_where_it_is_counted(tmp_path: P
     split = {"column": "part", "train": ["train"], "dev": ["validation"], "test": ["test"]}
     outcome = checked(declared(path, split=split, checks={"rows_per_label": "off"}), tmp_path)
     assert record(outcome, "unlisted_split").detail == r"rows of no listed split are left out: 'caf\udce9\x1b' 1"
+
+
+def test_rows_of_two_queries_of_one_database_are_told_by_their_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = sqlite3.connect(tmp_path / "rows.db")
+    database.execute("CREATE TABLE movies (text TEXT, label TEXT, part TEXT)")
+    database.executemany("INSERT INTO movies VALUES (?, ?, 'train')", PAIRS[:80])
+    database.executemany("INSERT INTO movies VALUES (?, 'dull', 'test')", [(text,) for text, _ in PAIRS[80:]])
+    database.commit()
+    database.close()
+    monkeypatch.setenv("A_DB", f"sqlite:///{tmp_path}/rows.db")
+    task = per_split(tmp_path, train=PAIRS[:2], test=PAIRS[:2]).model_dump(mode="json", exclude_unset=True)
+    for split in ("train", "test"):
+        query = f"SELECT text, label FROM movies WHERE part = '{split}'"
+        task["data"]["source"][split] = {"sql": {"url_env": "A_DB", "query": query}}
+    found = Task.model_validate(task)
+    with pytest.raises(DataError, match=r"unknown_label found 40: data\.source\.test: sql:A_DB rows [0-9]"):
+        check_rows(found, read_rows(found, tmp_path))

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_an_array_is_told_with_a_command_that_works(tmp_path: Path, indent: int 
     found = told(tmp_path, json.dumps(rows, indent=indent))
     command = re.search(r"for example by: (python .*)$", found.partition("; give")[0])
     assert command, found
-    done = command[1].replace("python", "python3", 1).replace("FILE", "rows.jsonl").replace("NEW", "new.jsonl")
+    done = command[1].replace("python", "python3", 1).replace("FILE", "rows.jsonl").replace("NEW", "new")
     subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
     assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a \u00e9", "bad"), ("b", "good")]
 
@@ -307,3 +308,34 @@ def test_marks_at_the_begin_are_no_part_of_the_first_row(tmp_path: Path) -> None
 def test_a_comment_is_told(tmp_path: Path) -> None:
     assert told(tmp_path, f"// rows\n{GOOD}\n").startswith("not readable as jsonl: line 1 is not a JSON object")
     assert told(tmp_path, f"{GOOD}\n# rows\n").startswith("not readable as jsonl: line 2, column 1: Expecting value")
+
+
+RECORDS = [{"text": "it's \u201cgood\u201d", "label": "1"}, {"text": "bad", "label": "0"}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"version": "2", "data": RECORDS}),
+        json.dumps({"tickets \u7968": RECORDS, "users": {"id": [1]}, "count": 2}),
+        json.dumps({"schema": {"fields": ["text"]}, "data": RECORDS}),  # pandas' table
+        json.dumps({name: [row[name] for row in RECORDS] for name in ("text", "label")}),
+        json.dumps({name: {str(n): row[name] for n, row in enumerate(RECORDS)} for name in ("text", "label")}),
+    ],
+)
+def test_an_object_of_rows_is_told_with_a_command_that_works(tmp_path: Path, body: str) -> None:
+    command = re.search(r"for example .*by: (python -c .*)$", told(tmp_path, body))
+    assert command is not None
+    done = command[1].replace("python", sys.executable, 1).replace("FILE", "rows.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    found = pairs(load(tmp_path, (tmp_path / "NEW.jsonl").read_bytes(), "jsonl"))
+    assert found == [(row["text"], row["label"]) for row in RECORDS]
+
+
+def test_objects_over_several_lines_are_told_with_a_command_that_works(tmp_path: Path) -> None:
+    command = re.search(r"by: (python -c .*)$", told(tmp_path, "\n".join(json.dumps(row, indent=2) for row in RECORDS)))
+    assert command is not None
+    done = command[1].replace("python", sys.executable, 1).replace("FILE", "rows.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    found = pairs(load(tmp_path, (tmp_path / "NEW.jsonl").read_bytes(), "jsonl"))
+    assert found == [(row["text"], row["label"]) for row in RECORDS]

@@ -99,7 +99,7 @@ def test_an_address_in_the_place_of_a_file_is_told_with_what_reads_it(given: str
 def test_a_folder_in_the_place_of_a_file_is_told_with_what_it_holds(tmp_path: Path) -> None:
     for name in ("notes.txt", "b.json", "a.csv.gz"):
         write(tmp_path / name, "x")
-    with pytest.raises(NotFound, match=r"is a folder; name a file of rows, such as '.*/a\.csv\.gz'; for several files"):
+    with pytest.raises(NotFound, match=r"is a folder; name a file of rows, such as '.*/a\.csv\.gz'$"):
         find_rows_file(tmp_path)
 
 

@@ -166,6 +166,18 @@ def test_labels_that_differ_in_case_are_told(folder: Path) -> None:
     assert "note: labels: 'Negative' and 'negative' differ in case alone" in done.stderr
 
 
+def test_a_folder_of_given_splits_runs_as_it_is(folder: Path) -> None:
+    (folder / "Mood").mkdir()
+    write(folder / "Mood" / "train.csv", labelled()[:90])
+    write(folder / "Mood" / "test.csv", labelled()[90:])
+    done = init(folder, "Mood", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "Mood/train.csv: 90 rows\n" in done.stdout
+    ingested = ptp(environment_of(folder), "ingest", "mood", "--json")
+    assert ingested.returncode == 0, ingested.stderr
+    assert json.loads(ingested.stdout)["test"]["rows"] == 30
+
+
 def test_json_lines_with_nested_columns_are_read(folder: Path) -> None:
     lines = [json.dumps({**row, "tags": ["a"], "meta": {"b": 1}}) for row in labelled()]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
@@ -240,8 +252,8 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("none.csv", "--yes"), "none.csv: no such file; name a file of rows"),
         (("tasks", "--yes"), "tasks: is a folder"),
         (
-            ("rows.csv", "texts.csv", "--yes"),
-            "2 files given, and it looks at one: name rows.csv alone, and write a list",
+            ("rows.csv", "train.csv", "--yes"),
+            "rows.csv: its name tells no split, and the other files' do: name it as train, dev or test too",
         ),
         (
             ("https://a/rows.csv", "--yes"),
@@ -288,6 +300,7 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
     folder: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     write(folder / "rows.csv", labelled())
+    write(folder / "train.csv", labelled())
     write(folder / "texts.csv", [{"text": text} for text, _ in ROWS])
     (folder / "rows.txt").write_text("text,label\n")
     (folder / "empty.csv").touch()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.on_demand.draft import Choice, Facts, Seen, Sketch, guess_label, guess_text, look, render, write
+from flows.on_demand.draft import Choice, Facts, render, write
+from flows.on_demand.sketch import Seen, Sketch, guess_label, guess_text, look
 from ptpipeline.errors import TaskFileError
 from ptpipeline.settings import Settings
 from tests.tiny import sentences, write_csv

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.on_demand.draft import look
+from flows.on_demand.sketch import look
 from ptpipeline.errors import DataError
 from tests.tiny import sentences
 
@@ -65,4 +65,22 @@ def test_a_title_over_the_names_of_the_columns_is_told(tmp_path: Path, title: st
 def test_json_under_the_name_of_a_table_is_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('[{"text": "a", "label": "b"}]')
     with pytest.raises(DataError, match=r"if the file holds JSON, set data\.source\.format: jsonl"):
+        look(tmp_path / "rows.csv", None, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_lines_of_fasttext_are_told_with_a_command_that_makes_a_tsv(tmp_path: Path, form: str) -> None:
+    rows = [("a, \\ 'so' film", "good"), ('"bad" they said; twice', "bad")] * 3
+    (tmp_path / "rows.txt").write_text("".join(f"__label__{label} {text}\n" for text, label in rows))
+    with pytest.raises(DataError, match="the lines begin with labels as fastText writes them; write them") as raised:
+        look(tmp_path / "rows.txt", form, tmp_path)
+    command = str(raised.value).partition("as tsv by: ")[2]
+    subprocess.run(["bash", "-c", command.replace("FILE", "rows.txt")], cwd=tmp_path, check=True)
+    columns = look(tmp_path / "NEW.tsv", None, tmp_path).table.columns
+    assert list(zip(columns["text"].cells, columns["label"].cells, strict=True)) == rows
+
+
+def test_several_labels_of_fasttext_in_a_line_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("__label__a __label__b text\n__label__a text\n")
+    with pytest.raises(DataError, match="of several labels in a line, the first becomes the label"):
         look(tmp_path / "rows.csv", None, tmp_path)

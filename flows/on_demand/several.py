@@ -1,0 +1,106 @@
+"""Several files of rows for one task: which splits their names tell, and which of them have labels."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flows.on_demand.draft import Choice
+from flows.on_demand.sketch import Sketch, join_sketches, look
+from ptpipeline.data.joined import join
+from ptpipeline.data.local import find_rows_file, list_rows_files
+from ptpipeline.data.table import NO_CLASS, Part, Table
+from ptpipeline.errors import DataError
+from ptpipeline.settings import resolve_path
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "valid", "validation", "val"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+class Sorted(NamedTuple):
+    """Files by the split that their names tell, all as `train` if they tell none; and those of a folder left out."""
+
+    splits: dict[str, list[Path]]
+    left: list[Path]
+
+
+class Labelled(NamedTuple):
+    """What was seen of all files that have labels, and what a person should know of the others."""
+
+    sketch: Sketch
+    notes: list[str]
+
+
+def sort_files(given: Sequence[Path]) -> Sorted:
+    """Return the files, and those in folders, by their splits.
+
+    Raises NotFound if there is nothing to read, DataError if a name tells no split beside others that do.
+    """
+    inside = [file for path in given if resolve_path(path).is_dir() for file in list_rows_files(path)]
+    files = [path for path in given if not resolve_path(path).is_dir()] + inside
+    for path in given if not files else ():
+        find_rows_file(path)
+    told = {path: _tell_split(path) for path in files}
+    if "train" not in told.values() or len(files) == 1:
+        return Sorted({"train": files}, [])
+    left = [path for path in files if told[path] is None]
+    if named := [path for path in left if path not in inside]:
+        raise DataError(
+            f"{named[0]}: its name tells no split, and the other files' do: name it as train, dev or test too, or give "
+            "the files of one split alone"
+        )
+    splits = {split: [path for path in files if told[path] == split] for split in ("train", "dev", "test")}
+    return Sorted({split: paths for split, paths in splits.items() if paths}, left)
+
+
+def _tell_split(path: Path) -> str | None:
+    words = re.split("[^a-z]+", path.name.partition(".")[0].lower())
+    found = {_SPLITS[word] for word in words if word in _SPLITS}
+    return found.pop() if len(found) == 1 else None
+
+
+def look_at(splits: Mapping[str, Sequence[Path]], form: str | None, home: Path) -> dict[str, Sketch]:
+    """Return what the files of each split hold. Raises what `look` and `join_sketches` raise."""
+    found: dict[str, Sketch] = {}
+    for split, paths in splits.items():
+        known = found["train"].table.columns if found else ()
+        found[split] = join_sketches([look(path, form, home, known) for path in paths])
+    return found
+
+
+def add_splits(sketches: Mapping[str, Sketch], choice: Choice) -> Labelled:
+    """Return the training files with the dev and test files that have labels too; the test rows are those of dev if
+    no test file has labels, as in a contest.
+
+    Raises DataError if a file lacks the column of texts.
+    """
+    train, given, notes = sketches["train"], dict[str, Sketch](), list[str]()
+    for split in ("dev", "test"):
+        sketch = sketches.get(split)
+        if sketch is None:
+            continue
+        if choice.text not in sketch.table.columns:
+            raise DataError(f"{sketch.name}: no column {choice.text!r}, which {train.name} has: give files of one kind")
+        label = sketch.table.columns.get(choice.label)
+        if label is None or not any(cell and cell.strip() not in ("", NO_CLASS) for cell in label.cells):
+            notes.append(f"{sketch.name}: has no labels in a column {choice.label!r}, and is left out")
+        else:
+            given[split] = sketch
+    if "dev" in given and "test" not in given:
+        given = {"test": given["dev"]}
+        notes.append(f"{given['test'].name}: gives the test rows, as no test file has labels; dev is cut from train")
+    if not given or not {choice.text, choice.label} <= train.table.columns.keys():
+        return Labelled(train, notes)
+    names = list(dict.fromkeys((choice.text, choice.label)))
+    table = join(
+        [
+            Part(one.name, Table(names, {name: one.table.columns[name] for name in names}, one.table.places))
+            for one in (train, *given.values())
+        ]
+    )
+    rows = train.rows + sum(one.rows for one in given.values())
+    sources = {split: one.source for split, one in given.items()}
+    return Labelled(train._replace(table=table, rows=rows, given=sources), notes)

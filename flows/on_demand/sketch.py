@@ -1,0 +1,177 @@
+"""What a file of rows holds, as `ptp init` sees it: its columns, and which look like texts and labels."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flows.on_demand.layout import advise_layout, advise_nested, choose_dialect, read_beginning
+from ptpipeline.archives import unfold
+from ptpipeline.data.dialect import advise_format
+from ptpipeline.data.files import list_columns, load_file
+from ptpipeline.data.joined import Joined, join
+from ptpipeline.data.local import find_rows_file, tell_format
+from ptpipeline.data.table import Part, Table, Wanted, tell_names
+from ptpipeline.errors import DataError
+from ptpipeline.task.labels import MAX_LABELS
+from ptpipeline.task.source import Source
+
+_WORDS = re.compile(r"[^\W\d_]\s+[^\W\d_]|[^\x00-\x7f]")  # two words, or a letter of a script that may part none
+_TEXT = (
+    "text",
+    "sentence",
+    "review",
+    "content",
+    "body",
+    "comment",
+    "message",
+    "tweet",
+    "document",
+    "question",
+    "title",
+)
+_LABEL = ("label", "labels", "class", "category", "target", "sentiment", "intent", "polarity", "topic", "rating", "y")
+_LOOKED_AT = 1000  # cells that tell whether a column has words
+
+
+class Seen(NamedTuple):
+    """One column: what it holds, how many cells are filled and different, and their mean length in characters.
+
+    `words`: whether most of the first cells have words, as texts do, and names, addresses and times do not.
+    """
+
+    column: str
+    holds: str
+    filled: int
+    different: int
+    mean_length: float
+    words: bool = True
+
+
+class Sketch(NamedTuple):
+    """Files of rows as they were found: the source that reads them, their plain columns, and what is in them.
+
+    `twice` counts the columns of each name that stands there several times, `nested` are the columns of lists and
+    objects, `unnamed` counts those without a name, but for the first, which pandas writes: none of them is taken.
+    `given` are the sources of dev and test rows, if files of their own hold them: the table has their rows too.
+    """
+
+    source: Source
+    table: Table | Joined
+    rows: int
+    seen: list[Seen]
+    twice: dict[str, int]
+    nested: list[str]
+    unnamed: int = 0
+    given: Mapping[str, Source] = {}
+
+    @property
+    def name(self) -> str:
+        """The files, for messages."""
+        return ", ".join(path for source in (self.source, *self.given.values()) for path in source.paths)
+
+
+def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) -> Sketch:
+    """Read a file of rows; `known` are columns of other files, which it may have alone.
+
+    Raises NotFound if there is none, DataError if it cannot be read or has no plain column.
+    """
+    path = Path(path)
+    file = find_rows_file(path)
+    source = Source.model_validate({"path": str(path), "format": form or tell_format(path)})
+    with unfold(file, str(path), home) as plain:
+        lines = read_beginning(plain) if source.format in ("csv", "tsv") else []
+        source = choose_dialect(source, lines) if form != "tsv" else source
+        listed = list_columns(str(path), plain, source)
+        counts = Counter(listed.plain)
+        names = [name for name, count in counts.items() if name.strip() and count == 1]
+        if not names:
+            raise DataError(
+                f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
+                f"one of labels{f': {advise_nested(source)}' if listed.nested else ''}"
+            )
+        advice = advise_format(names[0])
+        if advice is None and not set(names) <= set(known):
+            advice = advise_layout(lines, names, listed.plain)
+        if advice is not None:
+            raise DataError(f"{path}: {advice}")
+        table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
+    rows = len(next(iter(table.columns.values())).cells)
+    twice = {name: count for name, count in counts.items() if count > 1 and name.strip()}
+    unnamed = sum(not name.strip() for name in listed.plain[1:])
+    return Sketch(source, table, rows, [_see(name, table) for name in names], twice, listed.nested, unnamed)
+
+
+def _tell_nested(names: Sequence[str]) -> str:
+    return f" ({tell_names(names)}: lists or objects)" if names else ""
+
+
+def _see(name: str, table: Table | Joined) -> Seen:
+    column = table.columns[name]
+    filled = [cell for cell in column.cells if cell is not None and cell.strip()]
+    mean = sum(map(len, filled)) / len(filled) if filled else 0.0
+    words = sum(map(_has_words, filled[:_LOOKED_AT])) * 2 > min(len(filled), _LOOKED_AT)
+    return Seen(name, " and ".join(column.kinds) or "nothing", len(filled), len(set(filled)), mean, words)
+
+
+def _has_words(cell: str) -> bool:
+    return _WORDS.search(cell) is not None and sum(map(str.isalpha, cell)) > sum(map(str.isdigit, cell))
+
+
+def join_sketches(sketches: Sequence[Sketch]) -> Sketch:
+    """Return several files as one. Raises DataError if they are written unlike, or have no column in common."""
+    first = sketches[0]
+    if len(sketches) == 1:
+        return first
+    unlike = next(
+        (one for one in sketches if one.source.model_copy(update={"path": first.source.path}) != first.source), None
+    )
+    if unlike is not None:
+        raise DataError(
+            f"{unlike.name}: is written in another way than {first.name}: name files that are written alike"
+        )
+    common = [one.column for one in first.seen if all(one.column in other.table.columns for other in sketches)]
+    if not common:
+        raise DataError(
+            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns"
+        )
+    parts = [
+        Part(one.name, Table(common, {name: one.table.columns[name] for name in common}, one.table.places))
+        for one in sketches
+    ]
+    table = join(parts)
+    source = first.source.model_copy(update={"path": [path for one in sketches for path in one.source.paths]})
+    return first._replace(
+        source=source, table=table, rows=sum(one.rows for one in sketches), seen=[_see(name, table) for name in common]
+    )
+
+
+def guess_text(sketch: Sketch) -> str | None:
+    """Return the column that most looks like texts: by its name, else the longest that mostly differ.
+
+    Names of rows are the last to be taken, and not at all if there are lists or objects, in which the texts may stand.
+    """
+    long = [
+        one for one in sketch.seen if one.filled and one.different * 2 > one.filled and one.holds.startswith("text")
+    ]
+    spoken = [one for one in long if one.words] or ([] if sketch.nested else long)
+    return _by_name(long, _TEXT) or max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column or None
+
+
+def guess_label(sketch: Sketch, text: str) -> str | None:
+    """Return the column that most looks like labels: by its name, else the one of the fewest different values."""
+    few = [
+        one
+        for one in sketch.seen
+        if one.column != text and 2 <= one.different <= min(MAX_LABELS, one.filled // 2) and one.mean_length <= 60
+    ]
+    return _by_name(few, _LABEL) or min(few, key=lambda one: one.different, default=_NOBODY).column or None
+
+
+_NOBODY = Seen("", "", 0, 0, 0.0)
+
+
+def _by_name(columns: Sequence[Seen], names: Sequence[str]) -> str | None:
+    by_name = {one.column.strip().casefold(): one.column for one in columns}
+    return next((by_name[name] for name in names if name in by_name), None)
