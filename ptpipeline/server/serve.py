@@ -25,8 +25,9 @@ from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway
 from ptpipeline.serving.last_good import LastGood
-from ptpipeline.serving.live import Live
+from ptpipeline.serving.live import Live, own_folder
 from ptpipeline.settings import Settings, check_place, is_own_host
+from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import sound_tasks
 
@@ -55,13 +56,13 @@ def serve(settings: Settings, options: Options) -> None:
     check_place(settings, "store")
     tokens, ending = _open_tokens(options), Ending()
     store = open_signed_store(settings)
-    _check_folder(store.url, settings.home)
     name, tasks = _choose_base(settings, options.base)
     server = Server(options.address, ending)
+    reported = re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{server.port}").lstrip("._-")
+    _check_folder(store, own_folder(settings.home, reported))
     prepared = prepare_base(name, settings)
     upstream = options.upstream
     answerer = open_gateway(prepared, upstream) if upstream else Batcher(open_engine(prepared, settings))
-    reported = re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{server.port}").lstrip("._-")
     live = Live(store, answerer, settings.home, server=reported, tasks=tasks)
 
     @contextlib.asynccontextmanager
@@ -89,14 +90,15 @@ def _start(live: Live) -> None:
     log.info("versions loaded: %d", live.observe().held)
 
 
-def _check_folder(url: str, home: Path) -> None:
+def _check_folder(store: ObjectStore, own: Path) -> None:
     """Raise SettingsError if the store is a folder that is not there, and this server never answered from it: it would
     make the folder, and be ready to answer for no task.
     """
-    folder = url.removeprefix("file://")
-    if folder != url and not os.path.isdir(folder) and not LastGood(home, url).store.root.is_dir():
+    folder = store.url.removeprefix("file://")
+    if folder != store.url and not os.path.isdir(folder) and not LastGood(own, store.where).store.root.is_dir():
         raise SettingsError(
-            f"{url}: there is no such folder; correct PTP_STORE, or register a version there first (`ptp run TASK`)"
+            f"{store.url}: there is no such folder; correct PTP_STORE, or register a version there first "
+            "(`ptp run TASK`)"
         )
 
 

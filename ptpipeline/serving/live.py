@@ -41,6 +41,11 @@ _VERSION = re.compile(f"[0-9]+$|{SHA}")
 log = logging.getLogger(__name__)
 
 
+def own_folder(home: Path, server: str) -> Path:
+    """Return the folder of what the server of that name keeps for itself over a restart."""
+    return home / "serving" / (server or "unnamed")
+
+
 class Live:
     """The versions that a server answers with. `start` follows the store in a thread; any thread may call `find`."""
 
@@ -63,10 +68,10 @@ class Live:
         if server and not is_server_name(server):
             raise unfit_name(server)
         self.store, self.server, self.clock = store, server, clock
-        self._memory, home = Memory(home), home / "serving" / (server or "unnamed")
+        self._memory, own = Memory(home), own_folder(home, server)
         self.tasks = frozenset(tasks)
-        self.trials = Trials(home, store.where)
-        self._good = LastGood(home, store.where)
+        self.trials = Trials(own, store.where)
+        self._good = LastGood(own, store.where)
         self._holdings = Holdings(holder, self._good, clock)
         self._aliases: dict[Place, Alias] = {}
         self._refused = Refusals(clock)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,17 +12,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.fixtures.s3_server import wait_until_healthy
-from ptpipeline.errors import SettingsError
+from benchmarks.fixtures.s3_server import free_ports, wait_until_healthy
+from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.server.listen import Address
 from ptpipeline.server.serve import Options, _choose_base, serve
 from ptpipeline.serving.engine import Engine, Question
-from ptpipeline.serving.last_good import LastGood
+from ptpipeline.serving.live import Live
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
 from tests.evaluation.probed import tiny
 from tests.flows.stages.test_approve import FILE
 from tests.server.serving import fill, prompts, publish
+from tests.serving.registered import OnEngine
 from tests.serving.test_gateway import TEXTS, by_engine, vllm
 from tests.serving.vllm_server import Vllm
 from tests.tiny import tiny_project
@@ -104,10 +106,15 @@ def test_without_a_task_the_base_is_to_be_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_no_store_but_its_last_good_set_is_served(tmp_path: Path) -> None:
-    url, home = f"file://{tmp_path}/stroe", tmp_path / "home"
-    with pytest.raises(SettingsError, match=f"^{url}: there is no such folder; correct PTP_STORE, or register"):
-        serve(Settings(home=home, tasks=tmp_path, store=url), Options(Address("127.0.0.1", 0), None))
-    assert not (tmp_path / "stroe").exists()
-    LastGood(home, url).save_promotion(publish(FolderStore(tmp_path / "store"), prompts()["first"], 1))
-    with pytest.raises(SettingsError, match="no task is in"):  # what is looked at next
-        serve(Settings(home=home, tasks=tmp_path, store=url), Options(Address("127.0.0.1", 0), None))
+    (tmp_path / "a.yaml").write_text(FILE.replace("name: mood", "name: a"))
+    settings = Settings(home=tmp_path / "home", tasks=tmp_path, store=f"file://{tmp_path}/store")
+    options = Options(Address("127.0.0.1", free_ports(1)[0]), None)
+    with pytest.raises(SettingsError, match=f"^{settings.store}: there is no such folder; correct PTP_STORE, or regi"):
+        serve(settings, options)
+    assert not (tmp_path / "store").exists()
+    store = FolderStore(tmp_path / "store")
+    publish(store, prompts()["first"], 1)
+    Live(store, OnEngine(), settings.home, server=f"{socket.gethostname()}-{options.address.port}").poll()
+    store.root.rename(tmp_path / "unmounted")
+    with pytest.raises(NotFound, match="base_models.yaml: no such file"):  # what is looked at next
+        serve(settings, options)
