@@ -116,5 +116,5 @@ def test_a_folder_that_is_not_there_is_no_store_but_its_last_good_set_is_served(
     publish(store, prompts()["first"], 1)
     Live(store, OnEngine(), settings.home, server=f"{socket.gethostname()}-{options.address.port}").poll()
     store.root.rename(tmp_path / "unmounted")
-    with pytest.raises(NotFound, match="base_models.yaml: no such file"):  # what is looked at next
+    with pytest.raises(NotFound, match=r"base_models\.yaml: no such file"):  # what is looked at next
         serve(settings, options)
