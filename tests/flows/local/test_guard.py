@@ -304,6 +304,30 @@ def test_a_credential_between_other_signs_is_none(sign: bytes, known: bool) -> N
     assert guard.Guard(unserved, ":".join(OWNER))._is_known({"headers": headers}) == known
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", "7", '"token"', '{"token": 7}', '{"token": null}', '{"token": "\\ud800"}']
+)
+def test_a_first_message_of_another_form_holds_no_credential(text: str) -> None:
+    first = guard._FirstMessage(":".join(OWNER), unserved, unserved)
+    assert not first._holds_credential({"text": text})
+    assert first._holds_credential({"text": json.dumps({"token": ":".join(OWNER)})})
+
+
+def test_a_websocket_that_was_closed_is_sent_nothing_more() -> None:
+    sent = list[str]()
+
+    async def send(message: guard.Message) -> None:
+        sent.append(message["type"])
+
+    async def talk() -> None:
+        first = guard._FirstMessage(":".join(OWNER), unserved, send)
+        for kind in ("accept", "send", "close", "close"):
+            await first.send({"type": f"websocket.{kind}"})
+
+    asyncio.run(talk())
+    assert sent == ["websocket.accept", "websocket.close"]
+
+
 # ---------------------------------------------------------------- links, in this process
 
 
