@@ -10,12 +10,13 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from ptpipeline.archives import MAX_ENTRIES, NoMember, read_member, unfold
+from ptpipeline.archives import FREE, MAX_DEPTH, MAX_ENTRIES, NoMember, _Allowance, read_member, unfold
 from ptpipeline.errors import DataError
 
 GIB = 2**30
@@ -221,6 +222,26 @@ def test_every_prefix_of_an_archive_is_refused(tmp_path: Path) -> None:
         (tmp_path / "part.zip").write_bytes(whole[:length])
         with pytest.raises((DataError, NoMember)):
             read(tmp_path / "part.zip", "a")
+
+
+@pytest.mark.parametrize(("layers", "opened"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False)])
+def test_as_many_archives_within_each_other_as_are_allowed_are_opened(
+    tmp_path: Path, layers: int, opened: bool
+) -> None:
+    body, path = b"text", tmp_path / "outer.zip"
+    for _ in range(layers):
+        body = zipped(path, {"inner.zip": body}).read_bytes()
+    with nullcontext() if opened else pytest.raises(DataError, match=f"at most {MAX_DEPTH} are opened"):
+        assert read(path, "!/".join(["inner.zip"] * layers)) == b"text"
+
+
+def test_as_many_bytes_as_are_allowed_may_be_unpacked_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").touch()
+    allowance = _Allowance(tmp_path / "a.zip")
+    allowance.spend(FREE - 1)
+    allowance.spend(1)
+    with pytest.raises(DataError, match=f"unpacks to more than {FREE} bytes"):
+        allowance.check(1)
 
 
 def read(path: Path, member: str) -> bytes:

@@ -19,9 +19,10 @@ class Ports(Record):
 def choose_ports(requested: Ports, recorded: Mapping[str, int], running: Collection[str]) -> dict[str, int]:
     """Return a port for each server that has one; those that run keep the recorded one.
 
-    Raises StackError if a requested port is busy, is not the one of a running server, or if no port is free.
+    Raises StackError if a requested port is busy, requested twice, not the one of a running server, or if none is free.
     """
     chosen: dict[str, int] = {}
+    wanted = [port for port in requested.model_dump().values() if port is not None]
     for name in DEFAULT_PORTS:
         given = getattr(requested, name)
         if name in running:
@@ -32,13 +33,17 @@ def choose_ports(requested: Ports, recorded: Mapping[str, int], running: Collect
                     "the port out"
                 )
         elif given is not None:
+            if wanted.count(given) > 1:
+                raise StackError(
+                    f"port {given} is given for two servers: give each a port of its own, or leave one out"
+                )
             if not _is_usable(name, given):
                 raise StackError(
                     f"port {given} for {name} is busy: free it, or leave the port out to take the next free one"
                 )
             chosen[name] = given
         else:
-            chosen[name] = _next_free_port(name, recorded[name], set(chosen.values()))
+            chosen[name] = _next_free_port(name, recorded[name], {*chosen.values(), *wanted})
     return chosen
 
 

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from ptpipeline.data.rows import Row
 from ptpipeline.errors import ContextError
+from ptpipeline.evaluation.probes.likelihood import bare_likelihoods
 from ptpipeline.evaluation.probes.queries import Known, answer_rows, ask, encode_bare, encode_prompted, fits
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import NUMBERS, artifact, rows, tiny, writing
 from tests.models.families import family
@@ -41,6 +44,17 @@ def test_before_bos_both_texts_are_the_same() -> None:
         encode_prompted(engine, before, {"text": "5 6"}) == encode_bare(engine, before, {"text": "5 6"}) == [BOS, 5, 6]
     )
     assert [fits(engine, before, {"text": text}) for text in ("5 6", "5 6 7")] == [True, False]
+
+
+@pytest.mark.parametrize("kind", [{}, {"labels": {}, "generate": Generation(max_new_tokens=4)}], ids=["label", "text"])
+def test_an_answer_on_the_bare_base_is_as_likely_wherever_the_prompt_stands(kind: dict[str, Any]) -> None:
+    answer = "41 42" if kind else next(iter(NUMBERS))
+    likelihoods = []
+    for placement in ("before_bos", "after_bos"):
+        engine, prompt = made(placement=placement, **kind)
+        engine.load(prompt)
+        likelihoods += bare_likelihoods(engine, prompt, [Row("1", {"text": "5 6"}, answer)])
+    assert likelihoods[0] == likelihoods[1] < 0
 
 
 def test_what_is_cut_behind_the_prompt_is_cut_without_it() -> None:

@@ -1,6 +1,7 @@
 """The guard in front of a small application, over real sockets: who gets through, and how a browser signs in."""
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -282,6 +283,49 @@ def is_cut(connection: socket.socket, trickle: bytes, seconds: float) -> bool:
         except OSError:
             return True
     return False
+
+
+# ---------------------------------------------------------------- requests, in this process
+
+
+@pytest.mark.parametrize(
+    ("second", "own"), [((b"accept", b"*/*"), True), ((b"host", b"evil.example"), False), ((b"origin", b"null"), False)]
+)
+def test_a_host_or_origin_beside_the_right_one_makes_a_request_foreign(second: tuple[bytes, bytes], own: bool) -> None:
+    """Whatever stands in front of the server may have read the other one."""
+    headers = [(b"host", b"127.0.0.1:4200"), (b"origin", b"http://127.0.0.1:4200"), second]
+    assert guard._is_own({"server": ("127.0.0.1", 4200), "headers": headers}) == own
+
+
+@pytest.mark.parametrize(("sign", "known"), [(b"", True), (b"!", False)])
+def test_a_credential_between_other_signs_is_none(sign: bytes, known: bool) -> None:
+    encoded = base64.b64encode(":".join(OWNER).encode())
+    headers = [(b"authorization", b"Basic " + encoded[:2] + sign + encoded[2:])]
+    assert guard.Guard(unserved, ":".join(OWNER))._is_known({"headers": headers}) == known
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", "7", '"token"', '{"token": 7}', '{"token": null}', '{"token": "\\ud800"}']
+)
+def test_a_first_message_of_another_form_holds_no_credential(text: str) -> None:
+    first = guard._FirstMessage(":".join(OWNER), unserved, unserved)
+    assert not first._holds_credential({"text": text})
+    assert first._holds_credential({"text": json.dumps({"token": ":".join(OWNER)})})
+
+
+def test_a_websocket_that_was_closed_is_sent_nothing_more() -> None:
+    sent = list[str]()
+
+    async def send(message: guard.Message) -> None:
+        sent.append(message["type"])
+
+    async def talk() -> None:
+        first = guard._FirstMessage(":".join(OWNER), unserved, send)
+        for kind in ("accept", "send", "close", "close"):
+            await first.send({"type": f"websocket.{kind}"})
+
+    asyncio.run(talk())
+    assert sent == ["websocket.accept", "websocket.close"]
 
 
 # ---------------------------------------------------------------- links, in this process

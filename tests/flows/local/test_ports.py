@@ -44,6 +44,21 @@ def test_a_given_port_that_is_busy_is_refused_and_so_is_another_than_a_running_s
         choose_ports(Ports(mlflow=busy), before, running)
 
 
+def test_a_port_that_is_given_to_one_server_is_chosen_for_no_other() -> None:
+    storage, mlflow, prefect = free_ports(3)
+    before = recorded(storage, mlflow, prefect)
+    chosen = choose_ports(Ports(prefect=mlflow), before, {})
+    assert (chosen["prefect"], len({*chosen.values()})) == (mlflow, 3)
+    with pytest.raises(StackError, match=f"port {mlflow} is given for two servers: give each a port of its own"):
+        choose_ports(Ports(mlflow=mlflow, prefect=mlflow), before, {})
+
+
+def test_a_port_for_the_storage_is_busy_if_that_of_its_grpc_is() -> None:
+    storage, mlflow, prefect = free_ports(3)
+    with socket.create_server(("127.0.0.1", storage + GRPC_OFFSET)), pytest.raises(StackError, match="storage is busy"):
+        choose_ports(Ports(storage=storage), recorded(storage, mlflow, prefect), {})
+
+
 def test_the_last_port_may_be_taken_and_behind_it_there_is_none() -> None:
     """A person may have named it, and `ptp up` takes the port of before."""
     with ExitStack() as taken:

@@ -1,5 +1,6 @@
 """The client of MLflow: which login it gives, how long it waits, and what its errors tell."""
 
+import json
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -163,7 +164,8 @@ def test_a_server_that_takes_no_files_now_or_not_from_us_is_not_told_as_a_place_
     tmp_path: Path, status: int, kind: type[Exception]
 ) -> None:
     (tmp_path / "page").touch()
-    model = b'{"model": {"info": {"model_id": "m-1", "artifact_uri": "mlflow-artifacts:/1/models/m-1/artifacts"}}}'
-    server = refusing(GET=(200, model), PUT=(status, b"{}"))
+    model = f"m-{status}"  # MLflow keeps in mind where it wrote the files of a model
+    info = {"model_id": model, "artifact_uri": f"mlflow-artifacts:/1/models/{model}/artifacts"}
+    server = refusing(GET=(200, json.dumps({"model": {"info": info}}).encode()), PUT=(status, b"{}"))
     with server as address, pytest.raises(kind), translated_errors(address):
-        log_files(connect(address), "m-1", str(tmp_path))
+        log_files(connect(address), model, str(tmp_path))
