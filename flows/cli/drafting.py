@@ -91,7 +91,7 @@ def draft_task(
         raise DataError(f"no column looks like the text: name one with --text; {_tell_twice(sketch)}")
     more = advise_missing(sketch)
     text = _choose("text", "The column of texts", given["text"], guess_text(sketch), ask, more)
-    label = _choose("label", "The column of labels", given["label"], guess_label(sketch, text), ask, f"{more}{_FREE}")
+    label = _choose("label", "The column of labels", given["label"], guess_label(sketch, text), ask, f"{_FREE}{more}")
     base = _choose("base", f"The base model ({', '.join(bases)})", given["base"], bases[0], ask)
     name = _choose("name", "The task's name", given["name"], suggest_name(given_files), ask)
     choice = Choice(name, base, text, label)

@@ -92,14 +92,14 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
             f"{MAX_LABELS} labels: name another column with --label"
         )
     _check_labels(sketch, choice, labels)
-    _check_names(sketch, choice.label)
+    check_names(sketch, choice.label)
     repeated = sum(count - 1 for count in Counter(map(normalise, texts)).values())
     unit, lengths = _measure([text for text in texts if is_utf8(text)], choice.base, tasks)
     where = f"{len(broken)} texts ({sketch.table.places.describe(broken)})" if broken else ""
     return Facts(dict(labels.most_common()), len(cells) - labels.total(), repeated, sorted(lengths), unit, where)
 
 
-def _check_names(sketch: Sketch, label: str) -> None:
+def check_names(sketch: Sketch, label: str) -> None:
     """Raise DataError if the first rows are further lines of names."""
     if sketch.source.format not in ("csv", "tsv"):
         return

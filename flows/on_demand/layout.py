@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
 from ptpipeline.data.table import tell_names
+from ptpipeline.data.validation import MISSING
 from ptpipeline.task.source import Source
 
 LOOKED_AT = 1000  # lines that tell the dialect
@@ -105,8 +106,8 @@ def find_names_below(columns: Mapping[str, Sequence[str | None]], label: str, me
             continue
         others = {name: cells for name, cells in columns.items() if name != label}
         odd = [name for name, cells in others.items() if all(_is_odd(cell, cells[lines:]) for cell in cells[:lines])]
-        alone = all(counts[cell] == 1 for cell in columns[label][:lines])
-        filled = any(cell and cell.strip() for name in odd for cell in others[name][:lines])
+        alone = all(counts[cell] == 1 and not _is_missing(cell) for cell in columns[label][:lines])
+        filled = any(not _is_missing(cell) for name in odd for cell in others[name][:lines])
         if len(odd) > (0 if alone else 1) and (alone or merged or filled):
             return NamesBelow(lines, odd)
     return NamesBelow(0, [])
@@ -114,8 +115,12 @@ def find_names_below(columns: Mapping[str, Sequence[str | None]], label: str, me
 
 def _is_odd(cell: str | None, others: Sequence[str | None]) -> bool:
     """Whether a cell is empty or has no figure where all others are filled, or have one."""
-    if cell is None or not cell.strip():
-        return all(other and other.strip() for other in others)
+    if cell is None or _is_missing(cell):
+        return not any(map(_is_missing, others))
     if any(map(str.isdigit, cell)) and not cell.startswith('{"ImportId"'):
         return False
     return all(other and any(map(str.isdigit, other)) for other in others)
+
+
+def _is_missing(cell: str | None) -> bool:
+    return cell is None or not cell.strip() or cell in MISSING

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.on_demand.draft import Choice
+from flows.on_demand.draft import Choice, check_names
 from flows.on_demand.sketch import Sketch, join_sketches, look
 from ptpipeline.data.joined import join
 from ptpipeline.data.local import find_rows_file, list_rows_files
@@ -37,12 +37,15 @@ class Labelled(NamedTuple):
 def sort_files(given: Sequence[Path]) -> Sorted:
     """Return the files, and those in folders, by their splits.
 
-    Raises NotFound if there is nothing to read, DataError if a name tells no split beside others that do.
+    Raises NotFound if there is nothing to read, DataError if a file is named twice, or a name tells no split beside
+    others that do.
     """
     inside = [file for path in given if resolve_path(path).is_dir() for file in list_rows_files(path)]
     files = [path for path in given if not resolve_path(path).is_dir()] + inside
     for path in given if not files else ():
         find_rows_file(path)
+    if twice := next((path for number, path in enumerate(files) if path in files[:number]), None):
+        raise DataError(f"{twice}: is named twice, so each of its rows would repeat: name each file once")
     told = {path: _tell_split(path) for path in files}
     if "train" not in told.values() or len(files) == 1:
         return Sorted({"train": files}, [])
@@ -75,7 +78,7 @@ def add_splits(sketches: Mapping[str, Sketch], choice: Choice) -> Labelled:
     """Return the training files with the dev and test files that have labels too; the test rows are those of dev if
     no test file has labels, as in a contest.
 
-    Raises DataError if a file lacks the column of texts.
+    Raises DataError if a file lacks the column of texts, or begins with further lines of names.
     """
     train, given, notes = sketches["train"], dict[str, Sketch](), list[str]()
     for split in ("dev", "test"):
@@ -88,6 +91,7 @@ def add_splits(sketches: Mapping[str, Sketch], choice: Choice) -> Labelled:
         if label is None or not any(cell and cell.strip() not in ("", NO_CLASS) for cell in label.cells):
             notes.append(f"{sketch.name}: has no labels in a column {choice.label!r}, and is left out")
         else:
+            check_names(sketch, choice.label)
             given[split] = sketch
     if "dev" in given and "test" not in given:
         given = {"test": given["dev"]}

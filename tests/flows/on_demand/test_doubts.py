@@ -59,6 +59,8 @@ def test_further_lines_of_names_are_told_and_without_them_it_is_drafted(
     [
         "0,05/01/2024,a good film,rare",  # a rare label
         ",,a good film,positive",  # the first of a series has none before it
+        "NA,NA,a good film,positive",
+        "0,,a good film,",
         "0,,a good film,positive",
         "0,never,a good film,rare",
     ],

@@ -112,3 +112,17 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
 def test_a_task_of_several_files_is_called_after_their_folder(tmp_path: Path) -> None:
     folder = put(tmp_path / "Movie Reviews", train=ROWS[:80], test=ROWS[80:])
     assert suggest_name([folder]) == suggest_name(sorted(folder.iterdir())) == "movie-reviews"
+
+
+def test_a_file_that_is_named_twice_is_told(tmp_path: Path) -> None:
+    folder = put(tmp_path / "rows", one=ROWS)
+    with pytest.raises(DataError, match=r"one.csv: is named twice, so each of its rows would repeat: name each file"):
+        sort_files([folder, folder / "one.csv"])
+
+
+def test_further_lines_of_names_in_a_test_file_are_told(tmp_path: Path) -> None:
+    folder = put(tmp_path / "rows", train=ROWS)
+    rows = "".join(f"{number},{text},{label}\n" for number, (text, label) in enumerate(ROWS))
+    (folder / "test.csv").write_text(f"id,text,label\n,What do you think?,Response\n{rows}")
+    with pytest.raises(DataError, match=r"test.csv: line 2 reads like a second line of names"):
+        sketched(folder)
