@@ -49,8 +49,9 @@ _COLUMNS = (
 )
 _SPREAD = (
     "write each object in one line, for example by: python -c 'import json, sys; "
-    'text = open(sys.argv[1], encoding="utf8").read().strip(); exec("while text: row, end = '
-    "json.JSONDecoder().raw_decode(text); print(json.dumps(row)); text = text[end:].lstrip()\")' FILE > NEW.jsonl"
+    'text = open(sys.argv[1], encoding="utf8").read().strip(); read = json.JSONDecoder().raw_decode; '
+    '[print(json.dumps((one := read(text))[0])) or (text := text[one[1]:].lstrip()) for _ in iter(lambda: text > "", '
+    "False)]' FILE > NEW.jsonl"
 )
 _COMMA = "take the commas between the objects out, for example by: sed 's/,[[:space:]]*$//' FILE > NEW"
 _BEFORE, _BEHIND = "\ufeff\x1e", "\x1a"  # an object: marks, the record separator of RFC 7464; the end of a file in DOS
