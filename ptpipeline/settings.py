@@ -108,13 +108,17 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        value = "" if name == "signing_key" else f"; found {first['input']!r}"  # it may be the key itself
+        value = "" if name in ("signing_key", "trusted_keys") else f"; found {first['input']!r}"  # or it shows a key
         raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
     if settings.prefect and "@" in settings.prefect:  # it stands in messages, logs and tables
         raise SettingsError(
             "PTP_PREFECT: the address holds a user name or password, and what is shown of it would hold them too; give "
             "them in PREFECT_API_AUTH_STRING as user:password, and remove what is before the @"
         )
+    for name in ("mlflow", "prefect"):
+        address = getattr(settings, name)
+        if address is not None and not _is_address(address):  # not shown: it may hold a password
+            raise SettingsError(f"PTP_{name.upper()}: no address of a server; expected one such as http://host:5000")
     for name, value in given.items():
         if not str(value).isascii() and _HALF.search(str(value)):
             raise SettingsError(
@@ -198,6 +202,14 @@ def is_loopback(address: str) -> bool:
     try:
         return is_own_host(urlsplit(address).hostname or "")
     except ValueError:
+        return False
+
+
+def _is_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of its port, or of an IPv6 address
         return False
 
 

@@ -343,6 +343,27 @@ def test_a_wrong_variable_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
+@pytest.mark.parametrize("setting", ["PTP_MLFLOW", "PTP_PREFECT"])
+@pytest.mark.parametrize(
+    "address", ["http://[hidden", "http://host:hidden", "http://", "ftp://hidden", "hidden:5000", "http://hidden:99999"]
+)
+def test_what_is_no_address_of_a_server_is_refused_unseen(
+    home: Path, monkeypatch: pytest.MonkeyPatch, setting: str, address: str
+) -> None:
+    monkeypatch.setenv(setting, address)
+    with pytest.raises(SettingsError, match=f"{setting}: no address of a server") as refused:
+        load_settings()
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("setting", ["PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS"])
+def test_a_key_in_the_place_of_its_path_is_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.setenv(setting, "-----BEGIN PRIVATE KEY-----\nhidden\n-----END PRIVATE KEY-----")
+    with pytest.raises(SettingsError, match=f"{setting}: .*expected the path") as refused:
+        load_settings()
+    assert "hidden" not in str(refused.value)
+
+
 def test_an_address_of_prefect_holds_no_password(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_PREFECT", "https://ann:secret@prefect.example.com/api")
     with pytest.raises(SettingsError, match=r"PTP_PREFECT: .*give them in PREFECT_API_AUTH_STRING") as refused:
