@@ -16,6 +16,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import alembic.command
 import boto3
 import botocore.session
 import pytest
@@ -25,7 +26,7 @@ from hypothesis import settings
 from benchmarks.fixtures.postgres import Postgres, running_postgres
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
-from tests import processes
+from tests import ledgers, processes
 from tests.hub_server import Hub, running_hub
 from tests.schedule import ByFile, rank
 
@@ -53,6 +54,8 @@ if "TMPDIR" not in os.environ and has_room(MEMORY):
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 # So would each request of httpx with the certificates of all authorities: 0.03 s, also while it polls a server.
 default.create_ssl_context = functools.cache(default.create_ssl_context)
+# And so would each new ledger run every migration: 0.05 s.
+alembic.command.upgrade = ledgers.upgrade
 
 settings.register_profile("shared machine", deadline=None)  # time per example says nothing if processors are shared
 settings.load_profile("shared machine")
