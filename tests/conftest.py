@@ -80,7 +80,17 @@ def pytest_collection_finish() -> None:
     """Name the imports of the one fork server, to which a test module may add; collect garbage from now on."""
     multiprocessing.set_forkserver_preload(processes.IMPORTED)
     gc.freeze()
+    gc.callbacks.append(_leave_out)
     gc.enable()
+
+
+def _leave_out(phase: str, about: dict[str, int]) -> None:
+    """Leave what outlived a full collection out of the next: modules that tests import later, and what libraries keep.
+
+    What is left out goes as ever with the last name that it has, unless it is in a circle.
+    """
+    if phase == "stop" and about["generation"] == 2:
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
