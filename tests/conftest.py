@@ -16,16 +16,18 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import alembic.command
 import boto3
 import botocore.session
 import pytest
 from httpx._transports import default
 from hypothesis import settings
+from sqlalchemy.sql.elements import ClauseElement
 
 from benchmarks.fixtures.postgres import Postgres, running_postgres
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
-from tests import processes
+from tests import ledgers, processes
 from tests.hub_server import Hub, running_hub
 from tests.schedule import ByFile, rank
 
@@ -53,6 +55,9 @@ if "TMPDIR" not in os.environ and has_room(MEMORY):
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 # So would each request of httpx with the certificates of all authorities: 0.03 s, also while it polls a server.
 default.create_ssl_context = functools.cache(default.create_ssl_context)
+# And so would each new ledger run every migration, and compile every statement.
+alembic.command.upgrade = ledgers.upgrade
+ClauseElement._compile_w_cache = ledgers.compile_once  # type: ignore[method-assign]
 
 settings.register_profile("shared machine", deadline=None)  # time per example says nothing if processors are shared
 settings.load_profile("shared machine")
@@ -75,7 +80,17 @@ def pytest_collection_finish() -> None:
     """Name the imports of the one fork server, to which a test module may add; collect garbage from now on."""
     multiprocessing.set_forkserver_preload(processes.IMPORTED)
     gc.freeze()
+    gc.callbacks.append(_leave_out)
     gc.enable()
+
+
+def _leave_out(phase: str, about: dict[str, int]) -> None:
+    """Leave what outlived a full collection out of the next: modules that tests import later, and what libraries keep.
+
+    What is left out goes as ever with the last name that it has, unless it is in a circle.
+    """
+    if phase == "stop" and about["generation"] == 2:
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

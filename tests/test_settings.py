@@ -1,22 +1,25 @@
 """Settings: the environment, then the local stack's record, then folders under the home folder."""
 
+import importlib
 import itertools
 import json
 import os
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.fixtures.postgres import is_open_to_all
+from flows.cli import main
 from ptpipeline.errors import SettingsError
 from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES, bypass_proxies, is_loopback, load_settings
 from ptpipeline.storage import open_store
+from tests.processes import in_child
 
 RECORDED = {
     "store": "s3://stack",
@@ -267,13 +270,14 @@ def test_the_root_folder_by_another_name_is_no_home(tmp_path: Path, monkeypatch:
 
 # ---------------------------------------------------------------- another user's
 
-AS_NOBODY = """
-import os, sys
-from flows.cli import main
-import flows.cli.render, flows.local.stack, flows.server.deploy, ptpipeline.task.folder, registry.registry
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
-main(sys.argv[1:])
-"""
+# What the verbs import, from where another user may not read.
+IMPORTED = (
+    "flows.cli.render",
+    "flows.local.stack",
+    "flows.server.deploy",
+    "ptpipeline.task.folder",
+    "registry.registry",
+)
 
 
 @pytest.fixture
@@ -293,22 +297,31 @@ def foreign() -> Iterator[Path]:
 @pytest.mark.skipif(not is_open_to_all(Path(sys.prefix)), reason="a second user cannot enter the folder of Python")
 @pytest.mark.parametrize("unreadable", ["stack.env", "stack.json", "."])
 @pytest.mark.parametrize("verb", ["status", "versions", "up", "down"])
-def test_another_users_stack_is_refused_in_one_sentence(foreign: Path, unreadable: str, verb: str) -> None:
+def test_another_users_stack_is_refused_in_one_sentence(
+    foreign: Path, tmp_path: Path, unreadable: str, verb: str
+) -> None:
     path = foreign / unreadable
     path.chmod(0o700 if path.is_dir() else 0o600)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, verb],
-        env=clean | {"PTP_HOME": str(foreign), "PTP_TASKS": "/nowhere"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {foreign}")
-    assert "Permission denied" in done.stderr
-    assert "set PTP_HOME to a folder of your own" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+
+    for module in IMPORTED:
+        importlib.import_module(module)
+
+    def as_nobody() -> None:
+        for name in [name for name in os.environ if name.startswith(("PTP_", "AWS_"))]:
+            del os.environ[name]
+        os.environ |= {"PTP_HOME": str(foreign), "PTP_TASKS": "/nowhere"}
+        with (tmp_path / "error").open("w") as error, redirect_stderr(error):
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            main([verb])
+
+    in_child(as_nobody, ends=1)
+    error = (tmp_path / "error").read_text()
+    assert error.startswith(f"error: {foreign}")
+    assert "Permission denied" in error
+    assert "set PTP_HOME to a folder of your own" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_a_stack_without_keys_is_no_error(stack: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: a gang that was interrupted goes on from its last one, and ends at the same bits."""
 
 import dataclasses
+import functools
 import hmac
 import logging
 import os
@@ -30,6 +31,8 @@ from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
 from tests.tuning.jobs import SECRET, job
 
+Undisturbed = Callable[[Callable[[CausalBase], list[Job]]], Gang]
+
 EVERY_STEP = 0.0
 RECIPES: list[dict[str, Any]] = [
     {"method": "prompt"},
@@ -43,6 +46,12 @@ RECIPES: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def base() -> CausalBase:
     return family("llama", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: CausalBase) -> Undisturbed:
+    """A gang that nothing interrupts, trained once; tests compare with it, and leave it as it is."""
+    return functools.cache(lambda jobs: train(base, jobs(base)))
 
 
 class Killed(BaseException):
@@ -183,9 +192,9 @@ def test_no_field_of_a_member_is_forgotten() -> None:
 @pytest.mark.parametrize("puts", [1, 2, 3, 4, 6, 8, 9])
 @pytest.mark.parametrize("jobs", [mixed, sharing])
 def test_an_interrupted_gang_ends_at_the_same_bits(
-    base: CausalBase, tmp_path: Path, jobs: Callable[[CausalBase], list[Job]], puts: int
+    base: CausalBase, undisturbed: Undisturbed, tmp_path: Path, jobs: Callable[[CausalBase], list[Job]], puts: int
 ) -> None:
-    whole = train(base, jobs(base))
+    whole = undisturbed(jobs)
     try:
         train(base, jobs(base), Dying(tmp_path, puts))
     except Killed:
@@ -199,8 +208,10 @@ def test_an_interrupted_gang_ends_at_the_same_bits(
         assert puts > whole.clock.steps
 
 
-def test_a_gang_that_dies_again_and_again_ends_at_the_same_bits(base: CausalBase, tmp_path: Path) -> None:
-    whole, deaths = train(base, mixed(base)), 0
+def test_a_gang_that_dies_again_and_again_ends_at_the_same_bits(
+    base: CausalBase, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    whole, deaths = undisturbed(mixed), 0
     while True:
         try:
             resumed = train(base, mixed(base), Dying(tmp_path, 2))
@@ -212,8 +223,8 @@ def test_a_gang_that_dies_again_and_again_ends_at_the_same_bits(base: CausalBase
         assert_same(ours, theirs)
 
 
-def test_the_mixed_gang_is_what_its_name_says(base: CausalBase) -> None:
-    stops, goes_on, breaks = train(base, mixed(base)).members
+def test_the_mixed_gang_is_what_its_name_says(undisturbed: Undisturbed) -> None:
+    stops, goes_on, breaks = undisturbed(mixed).members
     assert (stops.stopped_early, goes_on.step, goes_on.error) == (True, 9, None)
     assert breaks.error is not None
     assert 1 <= breaks.step < 9
@@ -331,9 +342,9 @@ def damage(path: Path, how: str) -> None:
     ],
 )
 def test_an_unusable_checkpoint_costs_time_only(
-    base: CausalBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    base: CausalBase, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    whole = train(base, mixed(base))
+    whole = undisturbed(mixed)
     with pytest.raises(Killed):
         train(base, mixed(base), Dying(tmp_path, 4))
     damage(next((tmp_path / "checkpoints").glob("*.safetensors")), how)
@@ -349,9 +360,9 @@ def test_an_unusable_checkpoint_costs_time_only(
 
 @pytest.mark.parametrize("written", ["by another ledger's trainer", "for another gang", "without a seal"])
 def test_a_sound_checkpoint_that_this_place_did_not_get_from_the_trainer_is_refused(
-    base: CausalBase, tmp_path: Path, written: str
+    base: CausalBase, undisturbed: Undisturbed, tmp_path: Path, written: str
 ) -> None:
-    whole, store = train(base, mixed(base)), FolderStore(tmp_path)
+    whole, store = undisturbed(mixed), FolderStore(tmp_path)
     with pytest.raises(Killed):
         train(base, mixed(base), Dying(tmp_path, 4))
     key = next(store.keys("checkpoints"))
@@ -393,9 +404,11 @@ def test_nothing_of_a_checkpoint_is_parsed_before_its_seal(
     assert parsed == []
 
 
-def test_an_earlier_checkpoint_put_back_ends_at_the_same_bits(base: CausalBase, tmp_path: Path) -> None:
+def test_an_earlier_checkpoint_put_back_ends_at_the_same_bits(
+    base: CausalBase, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     """Its seal holds, since it was this gang's: whoever replays it costs the trainer time, and nothing else."""
-    whole, store = train(base, mixed(base)), FolderStore(tmp_path)
+    whole, store = undisturbed(mixed), FolderStore(tmp_path)
     with pytest.raises(Killed):
         train(base, mixed(base), Dying(tmp_path, 2))
     key = next(store.keys("checkpoints"))

@@ -5,8 +5,10 @@ the middle.
 import json
 import os
 import signal
+import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from registry.registry import Registry
 from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from registry.versions.publish import stage
-from tests import processes
+from tests import ledgers, processes
 
 TASK = a_task("mood")
 FIRST, SECOND = an_artifact(TASK, 1), an_artifact(TASK, 2)
@@ -257,6 +259,13 @@ def _expected(revision: str) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _schema(file: Path) -> set[tuple[str, str]]:
+    """What stands in a SQLite file: the names and statements of its tables, indices and triggers, and its revision."""
+    with closing(sqlite3.connect(file)) as connection:
+        revisions = connection.execute("SELECT 'revision', version_num FROM alembic_version").fetchall()
+        return {*connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"), *revisions}
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of an empty database."""
@@ -280,6 +289,18 @@ def test_rows_fill_every_table(url: str) -> None:
             for table, rows in ROWS[revision].items()
         )
         engine.dispose()
+
+
+def test_new_ledgers_of_all_tests_hold_what_the_migrations_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ledger(f"sqlite:///{tmp_path}/migrated.db").close()
+    monkeypatch.setattr(command, "upgrade", ledgers.upgrade)
+    for name in ("first", "second"):  # the first in a process makes the statements of the second
+        Ledger(f"sqlite:///{tmp_path}/{name}.db").close()
+    migrated, *others = (_schema(tmp_path / f"{name}.db") for name in ("migrated", "first", "second"))
+    assert [migrated, migrated] == others
+    assert len(migrated) > len(tables.metadata.tables)
 
 
 @pytest.mark.parametrize("revision", ROWS)
