@@ -45,8 +45,15 @@ def parsing(
         yield
     except PtpError:
         raise
-    except Exception as error:  # noqa: BLE001 - no list of a parser's errors is complete
+    except BaseException as error:  # no list of a parser's errors is complete
+        if not is_fault(error):
+            raise
         raise kind(f"{what}: {_reason(error)}{_quote(error) if quoting else ''}; {fix}") from None
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether it says that something failed: also a panic of a library in Rust, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def parse_record(kind: type[_Parsed], body: bytes, what: str, fix: str = ALTERED) -> _Parsed:
@@ -145,13 +152,13 @@ def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _quote(error: Exception) -> str:
+def _quote(error: BaseException) -> str:
     """Return the parser's own words, shortened to a line that no terminal acts upon."""
     words = " ".join(str(error).split())
     return f": {shorten(words, 240)[1:-1]}" if words else ""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Return what is wrong, without any of the bytes: they may be private."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -9,6 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
 
 from ptpipeline import foreign
 from ptpipeline.errors import ArtifactError, NotFound
@@ -140,6 +143,16 @@ def test_a_sentence_never_quotes_the_bytes() -> None:
 def test_an_error_of_ours_passes_as_it_is() -> None:
     with pytest.raises(NotFound, match="gone"), parsing("pointer"):
         raise NotFound("gone")
+
+
+def test_a_panic_of_a_parser_in_rust_is_one_sentence_and_an_interrupt_goes_on() -> None:
+    """A search that goes back too often panics, as in a tokenizer of somebody's base; that is no Exception."""
+    backend = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    backend.normalizer = Replace(Regex("(x+x+)+y"), "b")
+    with pytest.raises(ArtifactError, match=r"^words: .*; it is altered"), parsing("words"):
+        backend.encode("x" * 40)
+    with pytest.raises(KeyboardInterrupt), parsing("words"):
+        raise KeyboardInterrupt
 
 
 def test_a_foreign_value_is_shown_without_what_a_terminal_acts_upon() -> None:

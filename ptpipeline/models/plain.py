@@ -12,6 +12,9 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from ptpipeline.errors import BaseModelError
+from ptpipeline.foreign import is_fault
+
 LONG = 2000  # characters that become tokens in about a millisecond
 
 
@@ -70,10 +73,18 @@ class PlainEncoder:
         return self._encode_plain("\na", False) != self._encode_plain("\n", False) + self._encode_plain("a", False)
 
     def _encode_plain(self, text: str, special: bool) -> list[int]:
-        if len(text) <= LONG:
-            encoding = self._backend.encode(text, add_special_tokens=special)
-        else:  # `encode` keeps every other thread of the process from running
-            (encoding,) = self._backend.encode_batch([text], add_special_tokens=special)
+        try:
+            if len(text) <= LONG:
+                encoding = self._backend.encode(text, add_special_tokens=special)
+            else:  # `encode` keeps every other thread of the process from running
+                (encoding,) = self._backend.encode_batch([text], add_special_tokens=special)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            raise BaseModelError(  # what it says may quote the text
+                f"the base model's tokenizer fails on a text of {len(text)} characters ({type(error).__name__}); leave "
+                "the text out, or take another base model"
+            ) from None
         ids: list[int] = encoding.ids
         if self._controls.keys().isdisjoint(ids):
             return ids

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import FreeText, LabelTokens, TaskText
+from ptpipeline.errors import BaseModelError
+from ptpipeline.models import plain
 from ptpipeline.models.plain import PlainEncoder, find_controls
 from ptpipeline.task.template import parse_chat, parse_template
 from tests.evaluation.probed import tiny
@@ -109,6 +111,15 @@ def test_a_word_that_is_a_control_token_is_spelled() -> None:
 
 def test_what_is_unknown_stays_unknown() -> None:
     assert PlainEncoder(words()).encode("good grief", False) == [2, 0]
+
+
+@pytest.mark.parametrize("length", [40, plain.LONG + 1])
+def test_a_text_on_which_the_tokenizer_panics_is_one_sentence_without_it(length: int) -> None:
+    made = copy.deepcopy(words())
+    made.backend_tokenizer.normalizer = normalizers.Replace(Regex("(x+x+)+y"), "b")
+    with pytest.raises(BaseModelError, match=f"tokenizer fails on a text of {length} characters ") as refused:
+        PlainEncoder(made).encode("x" * length, False)
+    assert "xx" not in str(refused.value)
 
 
 def test_the_tokenizer_still_adds_its_own() -> None:
