@@ -24,8 +24,8 @@ from ptpipeline.server.service import Service
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway
-from ptpipeline.serving.last_good import LastGood
-from ptpipeline.serving.live import Live, own_folder
+from ptpipeline.serving.last_good import LastGood, own_folder
+from ptpipeline.serving.live import Live
 from ptpipeline.settings import Settings, check_place, is_own_host
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.signed import open_signed_store

@@ -24,11 +24,16 @@ FOLDER = "last-good"
 log = logging.getLogger(__name__)
 
 
-class LastGood:
-    """The promotions and prompts of one store that a server took over, below `home`."""
+def own_folder(home: Path, server: str) -> Path:
+    """Return the folder of what the server of that name keeps for itself over a restart."""
+    return home / "serving" / (server or "unnamed")
 
-    def __init__(self, home: Path, where: str) -> None:
-        self.store = FolderStore((home / FOLDER / digest_of(where)[:16]).absolute())
+
+class LastGood:
+    """The promotions and prompts of one store that a server took over, below its own folder."""
+
+    def __init__(self, own: Path, where: str) -> None:
+        self.store = FolderStore((own / FOLDER / digest_of(where)[:16]).absolute())
 
     def read(self) -> Iterator[tuple[str, str, Promotion | ArtifactError]]:
         """Iterate over task, alias and the promotion of each, or what is wrong with its file."""

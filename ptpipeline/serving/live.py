@@ -18,7 +18,7 @@ from ptpipeline.records.base import is_name
 from ptpipeline.records.serving import Holding, Observed
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings, list_holdings
-from ptpipeline.serving.last_good import LastGood
+from ptpipeline.serving.last_good import LastGood, own_folder
 from ptpipeline.serving.refusals import Place, Refusals
 from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
 from ptpipeline.serving.seen import Memory
@@ -39,11 +39,6 @@ MISSED = 10_000  # names without a pointer that are remembered until the next lo
 _VERSION = re.compile(f"[0-9]+$|{SHA}")
 
 log = logging.getLogger(__name__)
-
-
-def own_folder(home: Path, server: str) -> Path:
-    """Return the folder of what the server of that name keeps for itself over a restart."""
-    return home / "serving" / (server or "unnamed")
 
 
 class Live:
