@@ -120,3 +120,8 @@ def place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     where = " < ".join(f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}" for frame in reversed(frames))
     return f"unexpected {type(error).__name__} at {where}"
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library that is written in Rust panicked, which raises no Exception."""
+    return type(error).__name__ == "PanicException"

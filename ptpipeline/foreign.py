@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from ptpipeline.errors import ArtifactError, NotFound, PtpError, Terminal
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, Terminal, is_panic
 from ptpipeline.private import open_regular
 from ptpipeline.records.base import MAX_INTEGER
 
@@ -46,14 +46,9 @@ def parsing(
     except PtpError:
         raise
     except BaseException as error:  # no list of a parser's errors is complete
-        if not is_fault(error):
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise kind(f"{what}: {_reason(error)}{_quote(error) if quoting else ''}; {fix}") from None
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether it says that something failed: also a panic of a library in Rust, which is no Exception."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def parse_record(kind: type[_Parsed], body: bytes, what: str, fix: str = ALTERED) -> _Parsed:

@@ -12,8 +12,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from ptpipeline.errors import BaseModelError
-from ptpipeline.foreign import is_fault
+from ptpipeline.errors import BaseModelError, is_panic
 
 LONG = 2000  # characters that become tokens in about a millisecond
 
@@ -79,11 +78,11 @@ class PlainEncoder:
             else:  # `encode` keeps every other thread of the process from running
                 (encoding,) = self._backend.encode_batch([text], add_special_tokens=special)
         except BaseException as error:
-            if not is_fault(error):
+            if not is_panic(error):
                 raise
             raise BaseModelError(  # what it says may quote the text
-                f"the base model's tokenizer fails on a text of {len(text)} characters ({type(error).__name__}); leave "
-                "the text out, or take another base model"
+                f"the base model's tokenizer panics on a text of {len(text)} characters; leave the text out, or take "
+                "another base model"
             ) from None
         ids: list[int] = encoding.ids
         if self._controls.keys().isdisjoint(ids):
