@@ -100,8 +100,7 @@ def token(
 ) -> None:
     """Make a token for clients of `ptp serve`.
 
-    It is printed once; the file holds only its hash. To make one of the same name again replaces the
-    first.
+    It is printed once; the file holds only its hash. To make one of the same name again replaces the first.
     """
     from flows.cli.render import print_table
     from ptpipeline.server.callers import make_token, read_tokens, revoke_token

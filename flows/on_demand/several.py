@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.on_demand.draft import Choice, check_names
-from flows.on_demand.sketch import Sketch, join_sketches, look
-from ptpipeline.data.joined import join
+from flows.on_demand.sketch import Sketch, join_sketches, join_tables, look
 from ptpipeline.data.local import find_rows_file, list_rows_files
-from ptpipeline.data.table import NO_CLASS, Part, Table
+from ptpipeline.data.table import NO_CLASS
 from ptpipeline.errors import DataError
 from ptpipeline.settings import resolve_path
 
@@ -99,12 +98,7 @@ def add_splits(sketches: Mapping[str, Sketch], choice: Choice) -> Labelled:
     if not given or not {choice.text, choice.label} <= train.table.columns.keys():
         return Labelled(train, notes)
     names = list(dict.fromkeys((choice.text, choice.label)))
-    table = join(
-        [
-            Part(one.name, Table(names, {name: one.table.columns[name] for name in names}, one.table.places))
-            for one in (train, *given.values())
-        ]
-    )
+    table = join_tables((train, *given.values()), names)
     rows = train.rows + sum(one.rows for one in given.values())
     sources = {split: one.source for split, one in given.items()}
     return Labelled(train._replace(table=table, rows=rows, given=sources), notes)

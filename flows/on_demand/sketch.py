@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,14 +136,20 @@ def join_sketches(sketches: Sequence[Sketch]) -> Sketch:
         raise DataError(
             f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns"
         )
-    parts = [
-        Part(one.name, Table(common, {name: one.table.columns[name] for name in common}, one.table.places))
-        for one in sketches
-    ]
-    table = join(parts)
+    table = join_tables(sketches, common)
     source = first.source.model_copy(update={"path": [path for one in sketches for path in one.source.paths]})
     return first._replace(
         source=source, table=table, rows=sum(one.rows for one in sketches), seen=[_see(name, table) for name in common]
+    )
+
+
+def join_tables(sketches: Iterable[Sketch], names: list[str]) -> Joined:
+    """Return the columns of those names, one sketch behind the other."""
+    return join(
+        [
+            Part(one.name, Table(names, {name: one.table.columns[name] for name in names}, one.table.places))
+            for one in sketches
+        ]
     )
 
 

@@ -174,13 +174,18 @@ def test_why_an_edit_was_refused_is_cut_to_what_mlflow_keeps(shown: Registry, ta
     assert client.get_model_version(task.name, "1").tags["ptp.refused"] == "x" * 5000
 
 
+def make_another(client: MlflowClient, task: Task) -> None:
+    """Make version 2 of the model of version 1, as a person can."""
+    source = client.get_model_version(task.name, "1").source
+    client.create_model_version(task.name, source, model_id=source.removeprefix("models:/"), await_creation_for=0)
+
+
 def test_a_version_that_lost_the_tag_of_its_digest_is_found_by_its_model(
     shown: Registry, task: Task, client: MlflowClient
 ) -> None:
     """The first, if somebody made more of it."""
     published(shown, task, 1)
-    source = client.get_model_version(task.name, "1").source
-    client.create_model_version(task.name, source, model_id=source.removeprefix("models:/"), await_creation_for=0)
+    make_another(client, task)
     client.delete_model_version_tag(task.name, "1", "ptp.digest")
     published(shown, task, 1)
     shown_as = {one.version: one.tags.get("ptp.digest") for one in client.search_model_versions(f"name='{task.name}'")}
@@ -192,8 +197,7 @@ def test_a_model_version_that_an_alias_names_is_described_itself(
 ) -> None:
     """Though it is not the first of its prompt: a person looks at the page that the alias leads to."""
     published(shown, task, 1)
-    source = client.get_model_version(task.name, "1").source
-    client.create_model_version(task.name, source, model_id=source.removeprefix("models:/"), await_creation_for=0)
+    make_another(client, task)
     card, version = load_card(shown, task.name, an_artifact(task, 1).digest), shown.ledger.version(task.name, 1)
     assert shown.mlflow is not None
     client.set_model_version_tag(task.name, "2", "mine", "kept")
