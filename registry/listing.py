@@ -15,6 +15,7 @@ from ptpipeline.storage.addresses import (
     AliasPointer,
     HistoryRow,
     NumberedVersion,
+    PointersMoved,
     PromptObject,
     is_dossier,
     names_content,
@@ -109,6 +110,8 @@ def list_tasks(store: ObjectStore) -> Iterator[TaskListing]:
             yield TaskListing(task, {item.key: item for item in items})
         else:
             for item in items:
+                if isinstance(parse(item.key), PointersMoved):
+                    continue
                 log.warning("%s/%s is no object of the registry; nothing reads or deletes it", store.url, item.key)
 
 

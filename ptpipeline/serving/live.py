@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,22 +18,20 @@ from ptpipeline.records.serving import Holding, Observed
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings, list_holdings
 from ptpipeline.serving.last_good import LastGood, own_folder
+from ptpipeline.serving.pointers import Pointers
 from ptpipeline.serving.refusals import Place, Refusals
-from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
+from ptpipeline.serving.resolver import read_name, read_promotion, split_reference
 from ptpipeline.serving.seen import Memory
 from ptpipeline.serving.served import Alias, Served, State, put_beside
 from ptpipeline.serving.servers import report_holdings, unfit_name
 from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
-from ptpipeline.storage.addresses import AliasPointer, parse
-from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name
+from ptpipeline.storage.keys import is_server_name
 
-EVERY = 2.0  # seconds between two looks at the pointers
-DISCOVER = 60.0  # seconds between two lists of all aliases; one that is asked for is looked up at once
+EVERY = 2.0  # seconds between two looks at the store
 REPORT = 60.0  # seconds after which the server reports again although nothing changed: it is alive
 FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good set is held already
 STOP = 5.0  # seconds that an end waits for a look at the store
-READERS = 8  # pointers that are read at the same time
 MISSED = 10_000  # names without a pointer that are remembered until the next look
 _VERSION = re.compile(f"[0-9]+$|{SHA}")
 
@@ -70,10 +67,9 @@ class Live:
         self._holdings = Holdings(holder, self._good, clock)
         self._aliases: dict[Place, Alias] = {}
         self._refused = Refusals(clock)
-        self._known: set[Place] = set()
+        self._pointers = Pointers(store, self.tasks, clock)
         self._missed: dict[Place, float] = {}
         self._reading: set[Holding] = set()
-        self._listed: float | None = None
         self._reached: float | None = None
         self._trouble = ""
         self._reported: tuple[object, float] = (None, 0.0)
@@ -165,7 +161,7 @@ class Live:
                 promotion = self._read_missing(place)
                 with self._announced(list_holdings([promotion])), self._refused.trying(place, ""):
                     self._adopt(self.store, promotion, "")  # the next look learns the pointer's tag
-                    self._known.add(place)
+                    self._pointers.known.add(place)
             if place not in self._aliases:
                 raise ArtifactError(f"{place.task}@{place.alias}: refused: {self._refused.find(place)}")
             return self._aliases[place]
@@ -230,11 +226,12 @@ class Live:
                 self._adopt(self._good.store, promotion, "")
 
     def poll(self) -> None:
-        """Look at every pointer once, and take over what changed."""
+        """Look at the store once, and take over what changed."""
         try:
-            self._list_aliases()
-            tags = self._read_tags()
-            if self._reached is None and self._aliases and not (self._known or any(tags.values())):
+            if self._pointers.list():
+                self._forget_gone()
+            tags = self._pointers.look({place: alias.etag for place, alias in self._aliases.copy().items()})
+            if self._reached is None and self._aliases and not (self._pointers.known or any(tags.values())):
                 raise SettingsError(f"{self.store.url}: none of this server's aliases is there; is its disk mounted?")
             self._reached, self._trouble = self.clock(), ""
             due = {place: self._aliases.get(place) for place, etag in tags.items() if self._is_due(place, etag)}
@@ -258,28 +255,12 @@ class Live:
 
     # ---------------------------------------------------------------- pointers
 
-    def _list_aliases(self) -> None:
-        """List the aliases of the store once a minute."""
-        if self._listed is not None and self.clock() - self._listed < DISCOVER:
-            return
-        tasks = sorted(self.tasks) or [folder.removeprefix(f"{PROMPTS}/") for folder in self.store.folders(PROMPTS)]
-        with ThreadPoolExecutor(READERS) as pool:  # not all objects below `prompts/`: each night adds a dozen to a task
-            folders = pool.map(lambda task: list(self.store.keys(aliases_prefix(task))), filter(is_name, tasks))
-            found = [parse(key) for keys in folders for key in keys]
-        self._known = {Place(at.task, at.alias) for at in found if isinstance(at, AliasPointer)}
+    def _forget_gone(self) -> None:
+        """Forget the refusals of aliases whose pointer is gone, if nothing answers by it."""
         for refused in self._refused.list():
             place = Place(refused.task, refused.alias)
-            if place not in self._known and place not in self._aliases:
-                self._refused.forget(place)  # its pointer is gone, and nothing answers by it
-        self._listed = self.clock()
-
-    def _read_tags(self) -> dict[Place, str | None]:
-        """Return the tag of the bytes of each alias's pointer; None if there are none."""
-        tags = {place: alias.etag for place, alias in self._aliases.copy().items()}
-        places = sorted(self._known | tags.keys())
-        with ThreadPoolExecutor(READERS) as pool:
-            read = pool.map(lambda at: read_tag(self.store, at.task, at.alias, tags.get(at, "")), places)
-            return dict(zip(places, read, strict=True))
+            if place not in self._pointers.known and place not in self._aliases:
+                self._refused.forget(place)
 
     def _is_due(self, place: Place, etag: str | None) -> bool:
         """Whether the pointer has to be read: it shows something new, and no refusal of it is fresh."""
@@ -288,7 +269,7 @@ class Live:
             self._refused.forget(place)  # it shows again what this server answers by
             return False
         if alias is None and etag is None:
-            self._known.discard(place)
+            self._pointers.known.discard(place)
             self._refused.forget(place)
             return False
         return not self._refused.stands(place, etag)

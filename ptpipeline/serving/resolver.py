@@ -92,13 +92,13 @@ def read_name(store: ObjectStore, task: str, number: int) -> VersionName:
     return version
 
 
-def read_tag(store: ObjectStore, task: str, alias: str, known: str) -> str | None:
-    """Return the tag of an alias's pointer, whatever its bytes say; they are not sent if the tag is still `known`.
+def read_tag(store: ObjectStore, key: str, known: str) -> str | None:
+    """Return the tag of the object, whatever its bytes say; they are not sent if the tag is still `known`.
 
-    None if there is no pointer, UNREADABLE if there is one that cannot be read. Raises ServiceUnavailable and
-    SettingsError if the store cannot be asked.
+    None if there is none, UNREADABLE if it cannot be read. Raises ServiceUnavailable and SettingsError if the store
+    cannot be asked.
     """
-    key, bare = pointer_key(task, alias), without_checks(store)
+    bare = without_checks(store)
     try:
         changed = bare.read_changed(key, known) if known else bare.read(key)
         return known if changed is None else changed.etag

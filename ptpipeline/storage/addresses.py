@@ -42,6 +42,10 @@ class AliasPointer(NamedTuple):
     alias: str
 
 
+class PointersMoved(NamedTuple):
+    """What changes after each change of a pointer."""
+
+
 class HistoryRow(NamedTuple):
     """A promotion of an alias."""
 
@@ -121,6 +125,7 @@ class ProbeObject(NamedTuple):
 Address = (
     PromptObject
     | AliasPointer
+    | PointersMoved
     | HistoryRow
     | NumberedVersion
     | Quarantined
@@ -145,6 +150,8 @@ def parse(key: str) -> Address | None:
     """Return what lies at the key; None for a key of a form that `keys` does not build, or that no store takes."""
     if not is_key(key):
         return None
+    if key == keys.MOVED_KEY:
+        return PointersMoved()
     match key.split("/"):
         case [keys.PROMPTS, task, digest, *names] if names and is_name(task) and _is_digest(digest):
             return PromptObject(task, digest, "/".join(names))
@@ -190,6 +197,8 @@ def is_believed(key: str) -> bool:
         case SnapshotObject(_, _, path):
             return re.fullmatch(r"[a-z]+\.parquet", path) is None
         case Results() | StoredCheckpoint() | ServerHoldings() | Quarantined() | ObjectSignature() | ProbeObject():
+            return False
+        case PointersMoved():  # a pointer is believed for its own signature, whatever made a server look at it
             return False
     return True
 

@@ -8,6 +8,7 @@
     prompts/<task>/<digest>/report-<sha256>.html       its page
     prompts/<task>/<digest>/records/<sha256>.json      a dossier: how it was made, measured and judged
     prompts/<task>/aliases/<alias>.json                what an alias names: the pointer that servers read
+    prompts/_/aliases/moved.json                       changes after each pointer; no task has this name
     prompts/<task>/history/<alias>/<seq>.json          a promotion of that alias
     prompts/<task>/versions/<number>.json              what a number names
     prompts/<task>/quarantine/<name>-<hash>[.json]     a copy of what was altered or misplaced
@@ -108,6 +109,9 @@ def aliases_prefix(task: str) -> str:
 def pointer_key(task: str, alias: str) -> str:
     """Return the key of an alias's pointer."""
     return f"{aliases_prefix(task)}/{alias}.json"
+
+
+MOVED_KEY = f"{PROMPTS}/_/{ALIASES}/moved.json"  # below `aliases`: who may write or read a pointer may do so here
 
 
 def histories_prefix(task: str) -> str:

@@ -1,8 +1,10 @@
 """Projections: let the object store's pointer and MLflow's alias show the ledger's head; may be repeated."""
 
+import json
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import stamina
@@ -10,8 +12,8 @@ import stamina
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
 from ptpipeline.foreign import parse_record
 from ptpipeline.records.versions import Pointer, Promotion
-from ptpipeline.storage import Stored
-from ptpipeline.storage.keys import history_key, pointer_key, quarantined_pointer_key
+from ptpipeline.storage import ObjectStore, Stored
+from ptpipeline.storage.keys import MOVED_KEY, history_key, pointer_key, quarantined_pointer_key
 from ptpipeline.storage.signed import holds, is_accepted, without_checks
 from registry.failpoints import reached
 from registry.ledger.lease import leased
@@ -65,8 +67,11 @@ def _require_head(registry: Registry, task: str, alias: str) -> Promotion:
 def _project_store(registry: Registry, head: Promotion) -> list[Action]:
     _project_history(registry, head)
     reached("history written")
+    applied = registry.ledger.applied("store", head.task, head.alias)
     actions = _project_pointer(registry, head)
     reached("pointer written")
+    if actions or applied is None or applied.seq < head.seq:  # also after a run that died right behind its pointer
+        tell_servers(registry.store)
     registry.ledger.record_applied("store", head)
     return actions
 
@@ -212,6 +217,22 @@ def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
     quarantined = [] if known else [_quarantine(registry, head, stored)]
     registry.store.replace(key, body, stored.etag)
     return quarantined + wrote
+
+
+def tell_servers(store: ObjectStore) -> None:
+    """Let servers look at the pointers, one of which changed: between two looks a minute apart they ask for this alone.
+
+    Who loses to another writer has nothing to do: that one wrote after our pointer too.
+    """
+    body = json.dumps({"nonce": uuid.uuid4().hex}).encode()
+    with suppress(PreconditionFailed):
+        try:
+            store.replace(MOVED_KEY, body, store.read(MOVED_KEY).etag)
+        except NotFound:
+            store.create(MOVED_KEY, body)
+        except ArtifactError:  # somebody put there what nobody can read, such as a link
+            store.delete(MOVED_KEY)
+            store.create(MOVED_KEY, body)
 
 
 def pointer_in(body: bytes) -> Promotion | None:

@@ -9,6 +9,7 @@ import pytest
 from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.storage import FolderStore, Listed, Stored
 from registry.listing import TaskListing, ask_all, list_task, list_tasks, read_all
+from registry.versions.projection import tell_servers
 
 ONE, OTHER = "a" * 64, "b" * 64
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,6 +51,13 @@ def test_each_task_has_a_listing_and_nothing_else_has(tmp_path: Path) -> None:
         store.create(f"prompts/{key}", b"{}")
     assert [each.task for each in list_tasks(store)] == ["mood", "topic"]
     assert list(list_task(store, "mood").objects) == ["prompts/mood/versions/1.json"]
+
+
+def test_what_tells_servers_to_look_is_no_stranger(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tell_servers(store := FolderStore(tmp_path))
+    assert (list(list_tasks(store)), caplog.text) == ([], "")
+    store.create("prompts/_/aliases/other.json", b"{}")
+    assert (list(list_tasks(store)), "other.json is no object" in caplog.text) == ([], True)
 
 
 def test_a_listing_knows_when_its_objects_were_written(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.serving import holdings
 from ptpipeline.serving.engine import Question
-from ptpipeline.serving.live import DISCOVER
+from ptpipeline.serving.pointers import DISCOVER
 from ptpipeline.storage.keys import manifest_key
 from tests.evaluation.probed import fields, tiny
 from tests.serving.registered import TASK, a_prompt, add_version, point

@@ -13,7 +13,8 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.serving import live as live_module
 from ptpipeline.serving.engine import Question
-from ptpipeline.serving.live import DISCOVER, EVERY, Live
+from ptpipeline.serving.live import EVERY, Live
+from ptpipeline.serving.pointers import DISCOVER
 from ptpipeline.serving.refusals import LONGEST_WAIT
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store, Stored
 from ptpipeline.storage.keys import pointer_key, tensors_key

@@ -18,6 +18,7 @@ from ptpipeline.storage.addresses import (
     HistoryRow,
     NumberedVersion,
     ObjectSignature,
+    PointersMoved,
     ProbeObject,
     PromptObject,
     Quarantined,
@@ -90,6 +91,7 @@ BUILT: list[tuple[str, str, Address]] = [
         "prompts/mood/history/a/1234567.json",
         HistoryRow("mood", "a", 1234567),
     ),
+    (keys.MOVED_KEY, "prompts/_/aliases/moved.json", PointersMoved()),
     (keys.version_key("mood", 12), "prompts/mood/versions/12.json", NumberedVersion("mood", 12)),
     (
         keys.quarantine_key("prompts/mood/history/a/000001.json", BODY),

@@ -40,7 +40,7 @@ from registry.versions.promotion import promote
 from registry.versions.publish import attach, forget_files, load_card, register, stage, withhold_texts
 
 ME = Cause("me", "because")
-CALLS = 21  # to the store, by one publish and one promotion
+CALLS = 23  # to the store, by one publish and one promotion
 
 
 class FailingStore:

@@ -9,7 +9,7 @@ from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifa
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, ServiceUnavailable, Terminal
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore, Stored
-from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
+from ptpipeline.storage.keys import MOVED_KEY, history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Move
 from registry.ledger.tombstone import Tombstone
@@ -181,11 +181,30 @@ def test_the_end_of_a_publish_is_its_own_alone(plain: Registry, task: Task) -> N
 # ---------------------------------------------------------------- projecting
 
 
-def test_the_history_is_stored_before_the_pointer(watched: Registry, store: Watched, task: Task) -> None:
+def test_the_history_is_stored_before_the_pointer_and_servers_are_told_behind_it(
+    watched: Registry, store: Watched, task: Task
+) -> None:
     number = published(watched, task, 1)
     store.puts.clear()
     promote(watched, task, number, ME)
-    assert store.puts == [history_key(task.name, "production", 1), pointer_key(task.name, "production")]
+    assert store.puts == [history_key(task.name, "production", 1), pointer_key(task.name, "production"), MOVED_KEY]
+
+
+def test_servers_are_told_by_whoever_finds_a_promotion_that_died_behind_its_pointer(
+    watched: Registry, store: Watched, task: Task
+) -> None:
+    number = published(watched, task, 1)
+    store.before_put = once(_die, MOVED_KEY)
+    with pytest.raises(KeyboardInterrupt):
+        promote(watched, task, number, ME)
+    store.puts.clear()
+    for _ in range(2):
+        project(watched, task.name, "production")
+    assert store.puts == [history_key(task.name, "production", 1), MOVED_KEY]
+
+
+def _die() -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_promotion_for_the_same_cause_is_no_rollback_to_finish(plain: Registry, task: Task) -> None:

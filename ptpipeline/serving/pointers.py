@@ -1,0 +1,60 @@
+"""The pointers of a store as a server follows them: which there are, and the tag of the bytes of each.
+
+Whoever changes a pointer then changes one object of the store (`MOVED_KEY`). So between two looks at all pointers a
+server asks for that one alone, however many tasks there are.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from ptpipeline.records.base import is_name
+from ptpipeline.serving.refusals import Place
+from ptpipeline.serving.resolver import UNREADABLE, read_tag
+from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.addresses import AliasPointer, parse
+from ptpipeline.storage.keys import MOVED_KEY, PROMPTS, aliases_prefix, pointer_key
+
+DISCOVER = 60.0  # seconds between two lists of all aliases, each with a look at all pointers
+READERS = 8  # requests at the same time
+
+
+class Pointers:
+    """The pointers of some tasks, or of all; `known` are those that were found."""
+
+    def __init__(self, store: ObjectStore, tasks: Collection[str], clock: Callable[[], float]) -> None:
+        """tasks: none is all of the store. clock: seconds."""
+        self.store, self.tasks, self.clock = store, tasks, clock
+        self.known: set[Place] = set()
+        self._listed: float | None = None
+        self._tags: dict[Place, str | None] = {}
+        self._moved = ""  # the tag that the object at MOVED_KEY had before all pointers were seen
+
+    def list(self) -> bool:
+        """List the aliases of the store once a minute; return whether this was the time."""
+        if self._listed is not None and self.clock() - self._listed < DISCOVER:
+            return False
+        tasks = sorted(self.tasks) or [folder.removeprefix(f"{PROMPTS}/") for folder in self.store.folders(PROMPTS)]
+        with ThreadPoolExecutor(READERS) as pool:  # not all objects below `prompts/`: each night adds a dozen to a task
+            folders = pool.map(lambda task: list(self.store.keys(aliases_prefix(task))), filter(is_name, tasks))
+            found = [parse(key) for keys in folders for key in keys]
+        self.known = {Place(at.task, at.alias) for at in found if isinstance(at, AliasPointer)}
+        self._listed, self._moved = self.clock(), ""  # a writer that died behind its pointer changed nothing else
+        return True
+
+    def look(self, held: Mapping[Place, str]) -> dict[Place, str | None]:
+        """Return the tag of the bytes of pointers, None for one that is not there.
+
+        All are asked for if one moved, else those that last showed something else than is `held`, by tag.
+        """
+        moved = read_tag(self.store, MOVED_KEY, self._moved)
+        places = self.known | held.keys()
+        if moved == self._moved:
+            places = {place for place in places if place not in held or held[place] != self._tags.get(place)}
+        with ThreadPoolExecutor(READERS) as pool:
+            tags = pool.map(
+                lambda place: read_tag(self.store, pointer_key(*place), held.get(place, "")), ordered := sorted(places)
+            )
+            found = dict(zip(ordered, tags, strict=True))
+        self._tags |= found
+        self._moved = "" if moved in (None, UNREADABLE) else moved
+        return found
