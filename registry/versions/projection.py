@@ -65,9 +65,9 @@ def _require_head(registry: Registry, task: str, alias: str) -> Promotion:
 
 
 def _project_store(registry: Registry, head: Promotion) -> list[Action]:
-    _project_history(registry, head)
-    reached("history written")
     applied = registry.ledger.applied("store", head.task, head.alias)
+    _project_history(registry, head, applied.seq if applied else 0)
+    reached("history written")
     actions = _project_pointer(registry, head)
     reached("pointer written")
     if actions or applied is None or applied.seq < head.seq:  # also after a run that died right behind its pointer
@@ -149,10 +149,8 @@ def attempt(task: str, step: Callable[[], list[Action]]) -> list[Action]:
 # ---------------------------------------------------------------- the history and the pointer
 
 
-def _project_history(registry: Registry, head: Promotion) -> None:
-    """Store every promotion of the alias that the store does not hold yet, as an object of its own."""
-    applied = registry.ledger.applied("store", head.task, head.alias)
-    done = applied.seq if applied else 0
+def _project_history(registry: Registry, head: Promotion, done: int) -> None:
+    """Store every promotion of the alias behind the first `done` that the store does not hold, each as an object."""
     if done >= head.seq:
         if registry.store.exists(history_key(head.task, head.alias, head.seq)):
             return
