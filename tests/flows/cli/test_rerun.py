@@ -34,6 +34,7 @@ from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from tests.flows.cli.test_cli import ptp
 from tests.flows.project import Project
+from tests.processes import in_child
 
 ME = Cause("me", "because")
 MOOD, TOPIC, TINY = "mood", "topic", "tiny-sentiment"
@@ -161,23 +162,20 @@ def environment_of(folder: Path) -> dict[str, str]:
 def kill_at(environment: dict[str, str], arguments: tuple[str, ...], step: str) -> None:
     """Run `ptp` in a child that is killed as soon as it reaches the step."""
     name, _, time = step.rpartition(" ") if step.endswith(" 2") else (step, "", "1")
-    child = os.fork()
-    if child == 0:
-        left = [int(time)]
+    left = [int(time)]
 
-        def reached(passed: str) -> None:
-            left[0] -= passed == name
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def reached(passed: str) -> None:
+        left[0] -= passed == name
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        try:
-            os.environ.clear()
-            os.environ.update(environment)
-            watch(reached)
-            main(arguments)
-        finally:
-            os._exit(99)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, f"the command never reached {step!r}"
+    def run() -> None:
+        os.environ.clear()
+        os.environ.update(environment)
+        watch(reached)
+        main(arguments)
+
+    in_child(run, ends=-signal.SIGKILL)
 
 
 def check_readers(folder: Path) -> dict[str, int]:
