@@ -35,9 +35,10 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     from ptpipeline.settings import load_settings
     from ptpipeline.task.folder import sound_tasks
 
-    start(load_settings().home, Ports(prefect=prefect_port, mlflow=mlflow_port, storage=s3_port))
+    here = load_settings()
+    sound, broken = sound_tasks(here.tasks)  # first: in a wrong folder nothing starts
+    start(here.home, Ports(prefect=prefect_port, mlflow=mlflow_port, storage=s3_port))
     settings = load_settings()
-    sound, broken = sound_tasks(settings.tasks)
     deploy(settings, sound)
     for sentence in broken.values():
         say(f"{sentence}; until then no schedule runs it", sys.stderr)
