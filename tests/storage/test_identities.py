@@ -18,6 +18,7 @@ from benchmarks.fixtures.s3_server import S3Server, running_s3
 from flows.server import buckets
 from ptpipeline.errors import SettingsError
 from ptpipeline.records.serving import Holding
+from ptpipeline.serving.pointers import Pointers
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.serving.seen import Memory
 from ptpipeline.serving.servers import report_holdings
@@ -29,6 +30,7 @@ from registry.registry import Registry
 from registry.versions.commit import Cause
 from registry.versions.promotion import promote, rollback
 from tests.registry.signed import ADA, WORKER, signed
+from tests.serving.registered import Clock
 
 CHECKOUT = Path(__file__).parents[2]
 DEPLOY, POLICIES = CHECKOUT / "deploy" / "s3", CHECKOUT / "flows" / "server" / "policies"
@@ -249,7 +251,11 @@ def test_a_prompt_goes_from_role_to_role_into_production(stores: dict[str, S3Sto
     promote(promoter, task, second, CAUSE)
     assert resolve(stores["server"], "mood@production").number == second
     assert resolve(stores["server"], f"mood@{first}").number == first
+    looks = Pointers(stores["server"], (), Clock())
+    assert looks.list()
+    assert looks.look(held := looks.look({})) == {}
     rollback(promoter, task.name, CAUSE)
+    assert looks.look(held) != held
     assert resolve(stores["server"], "mood").number == first
     assert stores["admin"].exists(version_key("mood", second))
     ledger.close()
