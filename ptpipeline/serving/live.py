@@ -20,7 +20,7 @@ from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings, list_holdings
 from ptpipeline.serving.last_good import LastGood, own_folder
 from ptpipeline.serving.refusals import Place, Refusals
-from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
+from ptpipeline.serving.resolver import READERS, read_name, read_promotion, read_tags, split_reference
 from ptpipeline.serving.seen import Memory
 from ptpipeline.serving.served import Alias, Served, State, put_beside
 from ptpipeline.serving.servers import report_holdings, unfit_name
@@ -34,7 +34,6 @@ DISCOVER = 60.0  # seconds between two lists of all aliases; one that is asked f
 REPORT = 60.0  # seconds after which the server reports again although nothing changed: it is alive
 FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good set is held already
 STOP = 5.0  # seconds that an end waits for a look at the store
-READERS = 8  # pointers that are read at the same time
 MISSED = 10_000  # names without a pointer that are remembered until the next look
 _VERSION = re.compile(f"[0-9]+$|{SHA}")
 
@@ -274,12 +273,9 @@ class Live:
         self._listed = self.clock()
 
     def _read_tags(self) -> dict[Place, str | None]:
-        """Return the tag of the bytes of each alias's pointer; None if there are none."""
+        """Return the tag of each alias's pointer, as `read_tags` does."""
         tags = {place: alias.etag for place, alias in self._aliases.copy().items()}
-        places = sorted(self._known | tags.keys())
-        with ThreadPoolExecutor(READERS) as pool:
-            read = pool.map(lambda at: read_tag(self.store, at.task, at.alias, tags.get(at, "")), places)
-            return dict(zip(places, read, strict=True))
+        return read_tags(self.store, dict.fromkeys(self._known, "") | tags)
 
     def _is_due(self, place: Place, etag: str | None) -> bool:
         """Whether the pointer has to be read: it shows something new, and no refusal of it is fresh."""

@@ -1,18 +1,22 @@
 """From `TASK`, `TASK@ALIAS` or `TASK@N` to a verified artifact, from the object store alone."""
 
 import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.errors import ArtifactError, NotFound, SettingsError
 from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionName
+from ptpipeline.serving.refusals import Place
 from ptpipeline.serving.seen import Memory, Older
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from ptpipeline.storage.signed import SignedStore, without_checks
 
+READERS = 8  # pointers that are read at the same time
 UNREADABLE = "unreadable"  # no store gives such a tag
 WRITTEN_AGAIN = "`ptp reconcile` writes it again"
 
@@ -92,13 +96,32 @@ def read_name(store: ObjectStore, task: str, number: int) -> VersionName:
     return version
 
 
-def read_tag(store: ObjectStore, task: str, alias: str, known: str) -> str | None:
-    """Return the tag of an alias's pointer, whatever its bytes say; they are not sent if the tag is still `known`.
+def read_tags(store: ObjectStore, known: Mapping[Place, str]) -> dict[Place, str | None]:
+    """Return the tag of each alias's pointer, whatever its bytes say; they are not sent if the tag is still the known
+    one. The known tag is empty if there is none.
 
-    None if there is no pointer, UNREADABLE if there is one that cannot be read. Raises ServiceUnavailable and
-    SettingsError if the store cannot be asked.
+    None if there is no pointer, UNREADABLE if there is one that cannot be read, or that this reader may not read while
+    it may read others: somebody encrypted it. Raises ServiceUnavailable and SettingsError if the store cannot be asked.
     """
-    key, bare = pointer_key(task, alias), without_checks(store)
+    refused: list[SettingsError] = []
+
+    def read(place: Place) -> str | None:
+        try:
+            return _read_tag(store, place, known[place])
+        except SettingsError as error:
+            refused.append(error)
+            return UNREADABLE
+
+    places = sorted(known)
+    with ThreadPoolExecutor(READERS) as pool:
+        tags = dict(zip(places, pool.map(read, places), strict=True))
+    if refused and len(refused) == len(places):
+        raise refused[0]
+    return tags
+
+
+def _read_tag(store: ObjectStore, place: Place, known: str) -> str | None:
+    key, bare = pointer_key(*place), without_checks(store)
     try:
         changed = bare.read_changed(key, known) if known else bare.read(key)
         return known if changed is None else changed.etag
