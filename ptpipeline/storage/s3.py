@@ -275,8 +275,7 @@ class S3Store:
         if fault.meaning == "withheld" and verb == "read":
             return ArtifactError(
                 f"{self.url}/{key.removeprefix(self.prefix)}: the store does not give it out ({fault.status} {code}): "
-                "it is in an archive or encrypted by somebody's own key, as this program stores nothing; restore it, or "
-                "remove it"
+                "it is archived, or encrypted by somebody's own key, as this program stores none; restore or remove it"
             )
         if fault.meaning == "right":
             return SettingsError(
