@@ -300,7 +300,10 @@ def _is_own_server(home: Path, setting: str, recorded: _Recorded) -> bool:
     the storage are signed and show no secret.
     """
     address, server = _SERVERS[setting]
-    port = urlsplit(recorded.settings.get(address, "")).port
+    try:
+        port = urlsplit(recorded.settings.get(address, "")).port
+    except ValueError:  # whoever uses the address says so
+        return False
     users = find_listeners(port) if port else set()
     others = users - {(home / STACK_SECRETS).stat().st_uid}
     if others:

@@ -286,6 +286,12 @@ def test_a_server_that_died_gets_no_password(stack: Path) -> None:
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 
+def test_a_recorded_address_without_a_port_gets_no_key(stack: Path) -> None:
+    record(stack, {"settings": {**RECORDED, "s3_endpoint": "http://127.0.0.1:8U33"}, "processes": {}})
+    load_settings()
+    assert "AWS_ACCESS_KEY_ID" not in os.environ
+
+
 def test_no_password_of_another_server_goes_to_a_stack_that_is_down(
     stack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

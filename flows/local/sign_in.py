@@ -27,7 +27,7 @@ def sign_in_link(settings: Settings, page: str) -> str:
         known = ", ".join(f"{name} ({address})" for name, address in addresses.items()) or "no server: run `ptp up`"
         raise NotFound(f"no page {page!r}: the settings name {known}")
     stack = read(settings.home)
-    if stack is None or stack.settings[name] != getattr(settings, name):
+    if stack is None or stack.settings.get(name) != getattr(settings, name):
         return url
     secret = credential(read_secrets(settings.home), name)
     if find_listeners(urlsplit(addresses[name]).port or 0) - {(settings.home / STACK_SECRETS).stat().st_uid}:

@@ -264,7 +264,12 @@ def _recorded_ports(stack: Stack | None) -> dict[str, int]:
     if stack is None:
         return DEFAULT_PORTS
     addresses = {"storage": "s3_endpoint", "mlflow": "mlflow", "prefect": "prefect"}
-    return {name: urlparse(stack.settings[setting]).port or DEFAULT_PORTS[name] for name, setting in addresses.items()}
+    try:
+        return {name: urlparse(stack.settings[at]).port or DEFAULT_PORTS[name] for name, at in addresses.items()}
+    except (KeyError, ValueError) as error:
+        raise StackError(
+            f"{STACK_FILE} of PTP_HOME lacks the address of a server ({error}); remove it and run `ptp up`"
+        ) from None
 
 
 # ---------------------------------------------------------------- the record
