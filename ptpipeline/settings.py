@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.listeners import find_listeners, is_running
-from ptpipeline.private import make_private, open_regular
+from ptpipeline.private import make_private, open_own
 
 STACK_FILE = "stack.json"
 STACK_SECRETS = "stack.env"
@@ -266,7 +266,7 @@ def _read_recorded(home: Path) -> _Recorded:
 
 
 def _read_text(path: Path) -> str:
-    with open_regular(path) as file:
+    with open_own(path) as file:
         return file.read().decode()
 
 

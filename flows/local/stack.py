@@ -47,7 +47,7 @@ from flows.local.servers import (
 )
 from flows.server.environment import EVENT
 from ptpipeline.errors import StackError
-from ptpipeline.private import make_private, open_regular, private_files, write_private
+from ptpipeline.private import is_own, make_private, open_own, private_files, write_private
 from ptpipeline.records.base import Record
 from ptpipeline.settings import STACK_FILE, resolve_path
 from registry.failpoints import reached
@@ -123,7 +123,7 @@ def read(home: Path) -> Stack | None:
     """Return the stack recorded in that folder, None if there is none; raise StackError if the record is unreadable."""
     path = home / STACK_FILE
     try:
-        with open_regular(path) as file:
+        with open_own(path) as file:
             return Stack.model_validate_json(file.read())
     except FileNotFoundError:
         return None
@@ -287,8 +287,13 @@ def _server_status(name: str, stack: Stack | None, config: StackConfig | None) -
 
 @contextmanager
 def _lock(home: Path) -> Iterator[None]:
-    """Make the folder, for its owner alone, and keep other calls of `up` and `down` out of it."""
+    """Make the folder, for its owner alone, and keep other calls of `up` and `down` out of it.
+
+    Raises StackError if another user owns it: whoever put keys there could run code as this user, through Prefect.
+    """
     make_private(home)
+    if not is_own(home.stat()):
+        raise StackError(f"PTP_HOME={home} belongs to another user: set PTP_HOME to a folder of your own")
     try:
         with FileLock(home / "stack.lock", timeout=0):
             yield

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from flows.local.process import MARK, Process, is_alive, read_mark, spawn, stop
 from flows.local.servers import Server, StackConfig, mark_prefix, worker_settings
 from flows.local.stack import Stack, _changed_settings, down, read, status
 from ptpipeline.errors import StackError
+from tests.processes import in_child
 
 Sleeping = Callable[..., Process]
 
@@ -107,6 +109,21 @@ def test_one_call_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
         stack._lock(tmp_path).__enter__()
     with stack._lock(tmp_path):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_no_stack_is_started_in_another_users_folder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 65533, 65533)
+        Path(folder).chmod(0o777)  # as somebody prepares it, with keys that they know
+
+        def as_nobody() -> None:
+            os.setuid(65534)
+            with pytest.raises(StackError, match="belongs to another user: set PTP_HOME to a folder of your own"):
+                stack._lock(Path(folder)).__enter__()
+
+        in_child(as_nobody)
+        assert list(Path(folder).iterdir()) == []
 
 
 # ---------------------------------------------------------------- the record
