@@ -40,6 +40,22 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
+def open_own(path: Path) -> BinaryIO:
+    """Open a file that says what this user's programs do, as `open_regular` does; raises OSError also if it belongs to
+    another user but root, who could have put it there.
+    """
+    file = open_regular(path)
+    if not is_own(os.fstat(file.fileno())):
+        file.close()
+        raise OSError(errno.EPERM, "it is another user's")
+    return file
+
+
+def is_own(found: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user or to root; root may use everybody's."""
+    return os.geteuid() == 0 or found.st_uid in (0, os.geteuid())
+
+
 def write_private(path: Path, body: bytes) -> None:
     """Write a file that its owner alone can read, or replace it: durably, and whole or not at all."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600

@@ -5,19 +5,21 @@
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import MutableMapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptpipeline.errors import NotFound, SettingsError
-from ptpipeline.private import make_private, open_regular
+from ptpipeline.listeners import find_listeners, is_running
+from ptpipeline.private import make_private, open_own
 
 STACK_FILE = "stack.json"
 STACK_SECRETS = "stack.env"
@@ -29,6 +31,8 @@ CREDENTIALS = {
 }
 # A key of somebody else's account beside the stack's own would be sent along: so all that goes with a set goes with it.
 _WITH_CREDENTIALS = {"store": "AWS_", "mlflow": "MLFLOW_TRACKING_"}
+# The setting with the address of each of these servers, and the server's name in the stack's record.
+_SERVERS = {"store": ("s3_endpoint", "storage"), "prefect": ("prefect", "prefect"), "mlflow": ("mlflow", "mlflow")}
 # How the names of all variables begin that may hold a login at these servers, or at the hub.
 OWN_PREFIXES = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "HF_")
 NO_AWS_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
@@ -36,6 +40,8 @@ NO_AWS_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os
 _HALF = re.compile("[\ud800-\udfff]")  # what is not UTF-8 in the environment comes as such
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+log = logging.getLogger("ptpipeline.settings")
 
 
 def _absolute(path: Path) -> Path:
@@ -86,13 +92,21 @@ class Settings(BaseSettings):
     night_hours: Annotated[float, Field(gt=0)] = 12.0
 
 
+class _Recorded(NamedTuple):
+    """What the record of a local stack says: settings, and the process of each server by its name."""
+
+    settings: dict[str, str]
+    pids: dict[str, int]
+
+
 def load_settings() -> Settings:
     """Return settings from the environment, then from the local stack's record, then folders under PTP_HOME.
 
     Puts the keys of the local stack's servers into the process environment, where the clients of S3, Prefect and MLflow
     read them, in place of all that is there for these clients; those of a server that the environment names otherwise
-    stay as they are. Lets no client reach this machine through a proxy. Takes the rights of other users on PTP_HOME
-    away. Raises SettingsError if a variable or the stack's record is malformed, or cannot be read.
+    stay as they are. A server that is down, or whose port another user's program has, gets no password. Lets no client
+    reach this machine through a proxy. Takes the rights of other users on PTP_HOME away. Raises SettingsError if a
+    variable or the stack's record is malformed, or cannot be read.
     """
     bypass_proxies(os.environ)
     try:
@@ -100,7 +114,7 @@ def load_settings() -> Settings:
         home, tasks = resolve_path(env.home), resolve_path(env.tasks)
         if os.path.isdir(home):
             make_private(home)
-        recorded = _read_recorded(home)
+        recorded, pids = _read_recorded(home)
         given = env.model_dump(exclude_unset=True)
         if "store" in given:
             recorded.pop("s3_endpoint", None)  # another store is not on the stack's server
@@ -125,7 +139,8 @@ def load_settings() -> Settings:
                 f"PTP_{name.upper()}: {value} is not UTF-8, so no server can be told it; rename what it names"
             )
     if recorded:
-        _export_keys(home, {name for name in given if name == "store" or given[name] != recorded.get(name)})
+        replaced = {name for name in given if name == "store" or given[name] != recorded.get(name)}
+        _export_keys(home, replaced, _Recorded(recorded, pids))
     own = {name: default for name, default in _defaults(home).items() if not getattr(settings, name)}
     return settings.model_copy(update=own)
 
@@ -233,23 +248,25 @@ def read_secrets(home: Path) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
-def _read_recorded(home: Path) -> dict[str, str]:
+def _read_recorded(home: Path) -> _Recorded:
     path = home / STACK_FILE
     try:
-        recorded = json.loads(_read_text(path))["settings"].items()
+        found = json.loads(_read_text(path))
+        recorded = {name: str(value) for name, value in found["settings"].items()}
+        processes = found.get("processes", {}).items()
+        return _Recorded(recorded, {name: int(process["pid"]) for name, process in processes})
     except FileNotFoundError:
-        return {}
+        return _Recorded({}, {})
     except OSError as error:
         raise _unreadable(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{path}: not a stack record ({type(error).__name__}: {error}); remove it and run `ptp up`"
         ) from None
-    return {name: str(value) for name, value in recorded}
 
 
 def _read_text(path: Path) -> str:
-    with open_regular(path) as file:
+    with open_own(path) as file:
         return file.read().decode()
 
 
@@ -261,13 +278,40 @@ def _unreadable(path: Path, error: Exception) -> SettingsError:
     )
 
 
-def _export_keys(home: Path, replaced: set[str]) -> None:
-    """Put the keys of the stack's servers into the environment, but not of those that other settings replace."""
+def _export_keys(home: Path, replaced: set[str], recorded: _Recorded) -> None:
+    """Put the keys of the stack's servers into the environment, but not of those that other settings replace, and of
+    none whose port may be another user's.
+    """
     keys = read_secrets(home)
     for setting, names in CREDENTIALS.items():
         if setting in replaced or not all(name in keys for name in names):
             continue  # the user's are for other servers; half a set opens nothing
         beside = _WITH_CREDENTIALS.get(setting)
-        for name in [name for name in os.environ if beside and name.startswith(beside)]:
+        for name in [name for name in os.environ if name in names or (beside and name.startswith(beside))]:
             del os.environ[name]
-        os.environ.update({name: keys[name] for name in names} | (NO_AWS_FILES if setting == "store" else {}))
+        if _is_own_server(home, setting, recorded):
+            os.environ.update({name: keys[name] for name in names} | (NO_AWS_FILES if setting == "store" else {}))
+
+
+def _is_own_server(home: Path, setting: str, recorded: _Recorded) -> bool:
+    """Return whether the stack's owner has the port of that server, or its process is about to take it.
+
+    While the server is down, any user may listen there, and would be sent the password that opens it later. Requests to
+    the storage are signed and show no secret.
+    """
+    address, server = _SERVERS[setting]
+    try:
+        port = urlsplit(recorded.settings.get(address, "")).port
+    except ValueError:  # whoever uses the address says so
+        return False
+    users = find_listeners(port) if port else set()
+    others = users - {(home / STACK_SECRETS).stat().st_uid}
+    if others:
+        log.warning(
+            "port %s of the stack's %s is taken by a program of user %s, which gets no key: `ptp up` takes another",
+            port,
+            server,
+            min(others),
+        )
+        return False
+    return setting == "store" or bool(users) or (server in recorded.pids and is_running(recorded.pids[server]))

@@ -5,7 +5,6 @@ store and the hash of its bytes. The two statements have domains of their own, s
 """
 
 import base64
-import binascii
 import hashlib
 import os
 import re
@@ -104,7 +103,7 @@ def find_flaw(body: bytes, key: Ed25519PublicKey, statement: Statement) -> str |
     try:
         signature = parse_record(Signature, body, "signature")
         raw = base64.b64decode(signature.signature, validate=True)
-    except (ArtifactError, binascii.Error):
+    except (ArtifactError, ValueError):  # also of base64: of digits that are none, and of characters beyond ASCII
         return "is not a signature: it was altered, or a newer ptpipeline wrote it"
     if signature.digest != statement.digest:
         return f"was made for {statement.about} {signature.digest[:12]} and copied here"
@@ -185,9 +184,11 @@ def _read_public_keys(path: Path) -> list[Ed25519PublicKey] | str:
     """Return the keys, or what is wrong with their file."""
     try:
         with open_regular(path) as file:
-            body = file.read(MAX_KEY_BYTES + 1)
+            mode, body = os.fstat(file.fileno()).st_mode, file.read(MAX_KEY_BYTES + 1)
     except OSError as error:
         return f"cannot be read ({error.strerror}); expected a PEM file with the public keys whose objects are accepted"
+    if mode & stat.S_IWOTH:
+        return "every user of this machine may write to it, and so have their own key trusted; `chmod o-w` it"
     blocks = list(_BLOCK.finditer(body))
     if len(body) > MAX_KEY_BYTES or len(blocks) != body.count(b"-----BEGIN"):
         return f"a key in it is incomplete, or it is longer than {MAX_KEY_BYTES} bytes; expected whole PEM blocks"

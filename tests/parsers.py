@@ -103,8 +103,12 @@ PARSERS = {
     "name of a version": _record(VersionName, {"task": "mood", "number": 1, "digest": "d" * 64}),
     "dossier": _record(Dossier, _dossier()),
     "snapshot": _record(Snapshot, SNAPSHOT.to_json()),
-    "server": _record(ServerReport, {"server": "one", "at": "now", "holds": [["mood", "d" * 64]]}),
-    "release": _record(Release, {"name": "r", "actor": "me", "reason": "x", "versions": {"mood": 1}, "at": "now"}),
+    "server": _record(
+        ServerReport, {"server": "one", "at": "2026-01-01T00:00:00+00:00", "holds": [["mood", "d" * 64]]}
+    ),
+    "release": _record(
+        Release, {"name": "r", "actor": "me", "reason": "x", "versions": {"mood": 1}, "at": "2026-01-01T00:00:00+00:00"}
+    ),
     "neighbours": _record(Neighbours, {"k": 1, "tokens": [], "overlap": {"a": 0.5}}),
     "header": Parser(lambda raw: parse_header(raw, len(raw)), MADE.tensors),
     "tensors": Parser(_tensors, MADE.tensors),

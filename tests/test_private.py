@@ -3,13 +3,16 @@
 import os
 import socket
 import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.private import make_private, open_regular, private_files
+from ptpipeline.private import make_private, open_own, open_regular, private_files
+from tests.processes import in_child
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,26 @@ def test_files_are_private_until_the_block_ends_however_it_ends(tmp_path: Path) 
         write()
     (tmp_path / "outside").touch()
     assert (mode(tmp_path / "inside"), mode(tmp_path / "outside")) == (0o600, 0o666)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.parametrize(("owner", "taken"), [(0, True), (65534, True), (65533, False)])
+def test_a_file_of_another_user_but_root_is_not_taken(owner: int, taken: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # which others may enter, unlike pytest's own
+        path = Path(folder, "stack.json")
+        path.write_bytes(b"{}")
+        os.chown(path, owner, owner)
+        Path(folder).chmod(0o755)
+
+        def as_nobody() -> None:
+            os.setuid(65534)
+            try:
+                open_own(path).close()
+            except PermissionError as error:
+                sys.exit(2 if error.strerror == "it is another user's" else 1)
+
+        in_child(as_nobody, ends=0 if taken else 2)
+        open_own(path).close()  # root may
 
 
 def test_a_missing_folder_is_made_for_its_owner_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

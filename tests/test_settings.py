@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import os
+import socket
 import stat
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def stack(home: Path) -> Path:
     """A home folder with the record and the keys of a local stack."""
-    record(home, {"settings": RECORDED, "processes": {}})
+    record(home, {"settings": RECORDED, "processes": {name: {"pid": os.getpid()} for name in ("mlflow", "prefect")}})
     (home / "stack.env").write_text(KEYS)
     return home
 
@@ -269,6 +270,50 @@ def test_the_root_folder_by_another_name_is_no_home(tmp_path: Path, monkeypatch:
 
 
 # ---------------------------------------------------------------- another user's
+
+
+def test_a_stack_that_is_down_gets_no_password(stack: Path) -> None:
+    record(stack, {"settings": RECORDED, "processes": {}})
+    load_settings()
+    assert "PREFECT_API_AUTH_STRING" not in os.environ
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "stack-id"  # what it signs shows no secret
+
+
+def test_a_server_that_died_gets_no_password(stack: Path) -> None:
+    record(stack, {"settings": RECORDED, "processes": {"mlflow": {"pid": 2**22 + 1}}})  # above the kernel's last pid
+    load_settings()
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+
+
+def test_a_recorded_address_without_a_port_gets_no_key(stack: Path) -> None:
+    record(stack, {"settings": {**RECORDED, "s3_endpoint": "http://127.0.0.1:8U33"}, "processes": {}})
+    load_settings()
+    assert "AWS_ACCESS_KEY_ID" not in os.environ
+
+
+def test_no_password_of_another_server_goes_to_a_stack_that_is_down(
+    stack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(stack, {"settings": RECORDED, "processes": {}})
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "elsewhere")
+    load_settings()
+    assert "PREFECT_API_AUTH_STRING" not in os.environ
+    assert "MLFLOW_TRACKING_TOKEN" not in os.environ
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_port_that_another_user_took_gets_no_key(stack: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.chown(stack / "stack.env", 65534, 65534)  # so that this process is another user
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        address = f"http://127.0.0.1:{port}"
+        record(stack, {"settings": {**RECORDED, "mlflow": address, "s3_endpoint": address}, "processes": {}})
+        load_settings()
+    assert not {"MLFLOW_TRACKING_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & os.environ.keys()
+    assert f"port {port} of the stack's mlflow is taken by a program of user 0, which gets no key" in caplog.text
+
 
 # What the verbs import, from where another user may not read.
 IMPORTED = (

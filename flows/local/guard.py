@@ -11,7 +11,6 @@ Who stalls, in a request's head or before that message, is cut.
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import html
@@ -83,7 +82,7 @@ class Guard:
         if scheme.lower() == "basic":
             try:
                 given = base64.b64decode(encoded, validate=True)
-            except binascii.Error:
+            except ValueError:
                 return False
             return hmac.compare_digest(given, self._credential.encode())
         cookies = dict(part.strip().partition("=")[::2] for part in _header(scope, b"cookie").split(";"))

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from flows.local.process import is_free
-from flows.local.servers import DEFAULT_PORTS, GRPC_OFFSET, LAST_PORT
+from flows.local.servers import DEFAULT_PORTS, GRPC_OFFSET, GRPC_SOCKET, LAST_PORT, fits_weed
 from ptpipeline.errors import StackError
 from ptpipeline.records.base import Record
 
@@ -38,8 +38,10 @@ def choose_ports(requested: Ports, recorded: Mapping[str, int], running: Collect
                     f"port {given} is given for two servers: give each a port of its own, or leave one out"
                 )
             if not _is_usable(name, given):
+                sockets = GRPC_SOCKET.format(name="*", port=given + GRPC_OFFSET)
+                also = f", or {sockets} is another user's" if name == "storage" else ""
                 raise StackError(
-                    f"port {given} for {name} is busy: free it, or leave the port out to take the next free one"
+                    f"port {given} for {name} is busy{also}: free it, or leave the port out to take the next free one"
                 )
             chosen[name] = given
         else:
@@ -56,4 +58,4 @@ def _next_free_port(name: str, first: int, taken: set[int]) -> int:
 
 
 def _is_usable(name: str, port: int) -> bool:
-    return is_free(port) and (name != "storage" or is_free(port + GRPC_OFFSET))
+    return fits_weed(port) if name == "storage" else is_free(port)

@@ -6,7 +6,9 @@ SeaweedFS's S3 port lie nine inner ports: they answer only to who shows the stac
 
 import functools
 import itertools
+import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -22,6 +24,7 @@ from flows.local.process import HOST, MARK, Process, is_free, serves
 from flows.server.buckets import Bucket, make_bucket
 from flows.server.environment import POOL, clean_environment, client_environment
 from ptpipeline.errors import ServiceUnavailable, StackError
+from ptpipeline.listeners import find_listeners
 from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES
 from ptpipeline.storage.s3 import KeyPair, RequestLimits, make_client
 
@@ -33,6 +36,8 @@ WITH_SETTINGS = ("worker", "watcher")  # they read task files and settings, as t
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect", "watcher": "mlflow"}  # they were told the other's address
 MAKE = 6  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
+# and on a socket, whose place no option changes; its parts speak to each other there, and to nobody if it is another's
+GRPC_SOCKET = "/tmp/seaweedfs-{name}-grpc-{port}.sock"  # noqa: S108  it is SeaweedFS's choice
 LAST_PORT = 55_000  # of a server that people ask for; its inner ports and those of their gRPC lie behind
 # The databases of Prefect and MLflow are named relative to the folder that each runs in: a person's own path may hold
 # characters that mean something in a URL (`?`, `#`, `%`).
@@ -169,9 +174,29 @@ def find_weed() -> str:
     return program
 
 
+def fits_weed(port: int) -> bool:
+    """Return whether the port is free with that of its gRPC, and SeaweedFS may make the sockets of the latter: those of
+    another user, or that a killed server of theirs left behind, it cannot remove.
+    """
+    return is_free(port) and is_free(port + GRPC_OFFSET) and not any(map(_is_taken, _grpc_sockets(port)))
+
+
+def _grpc_sockets(port: int) -> list[Path]:
+    parts = ("master", "volume", "filer", "s3", "admin")
+    return [Path(GRPC_SOCKET.format(name=name, port=port + GRPC_OFFSET)) for name in parts]
+
+
+def _is_taken(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) or os.geteuid() not in (0, found.st_uid)
+
+
 def _choose_inner_ports(first: int, count: int) -> list[int]:
     """Return the first ports that are free with those of their gRPC; raise StackError if there are too few."""
-    candidates = (port for port in range(first, 2**16 - GRPC_OFFSET) if is_free(port) and is_free(port + GRPC_OFFSET))
+    candidates = (port for port in range(first, 2**16 - GRPC_OFFSET) if fits_weed(port))
     ports = list(itertools.islice(candidates, count))
     if len(ports) < count:
         raise StackError(
@@ -293,7 +318,11 @@ def _make_folder(config: StackConfig, name: str) -> Path:
 
 
 def _call(config: StackConfig, name: str, verb: str, path: str, body: Any = None, timeout: float = 5) -> Any:
-    """Ask one of the web servers, with its credential; None if there is no answer or an error."""
+    """Ask one of the web servers, with its credential; None if there is no answer or an error, or another user has its
+    port.
+    """
+    if find_listeners(config.ports[name]) - {config.home.stat().st_uid}:
+        return None
     user, _, password = config.credential(name).partition(":")
     return _request(verb, f"{config.address(name)}{path}", body, timeout, (user, password))
 

@@ -2,19 +2,22 @@
 
 import webbrowser
 from html import escape
+from urllib.parse import urlsplit
 
 from flows.local.guard import login_link
 from flows.local.keys import credential
 from flows.local.stack import read
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import NotFound, StackError
+from ptpipeline.listeners import find_listeners
 from ptpipeline.private import write_private
-from ptpipeline.settings import Settings, read_secrets
+from ptpipeline.settings import STACK_SECRETS, Settings, read_secrets
 
 
 def sign_in_link(settings: Settings, page: str) -> str:
     """Return a link that signs a browser in, once, and leads to `page`: mlflow, prefect, or the address of a page.
 
-    A page of a server that is not the local stack's is returned as it is. Raises NotFound if there is no such server.
+    A page of a server that is not the local stack's is returned as it is. Raises NotFound if there is no such server,
+    StackError if another user has its port: the browser would send that one the cookie of a session.
     """
     pages = {"mlflow": settings.mlflow, "prefect": (settings.prefect or "").removesuffix("/api")}
     addresses = {name: address.rstrip("/") for name, address in pages.items() if address}
@@ -24,10 +27,12 @@ def sign_in_link(settings: Settings, page: str) -> str:
         known = ", ".join(f"{name} ({address})" for name, address in addresses.items()) or "no server: run `ptp up`"
         raise NotFound(f"no page {page!r}: the settings name {known}")
     stack = read(settings.home)
-    if stack is None or stack.settings[name] != getattr(settings, name):
+    if stack is None or stack.settings.get(name) != getattr(settings, name):
         return url
-    path = url.removeprefix(addresses[name]) or "/"
-    return login_link(addresses[name], credential(read_secrets(settings.home), name), path)
+    secret = credential(read_secrets(settings.home), name)
+    if find_listeners(urlsplit(addresses[name]).port or 0) - {(settings.home / STACK_SECRETS).stat().st_uid}:
+        raise StackError(f"{addresses[name]} is another user's server now: `ptp up` starts {name} at another port")
+    return login_link(addresses[name], secret, url.removeprefix(addresses[name]) or "/")
 
 
 def open_page(settings: Settings, page: str) -> bool:

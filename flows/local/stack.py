@@ -47,7 +47,7 @@ from flows.local.servers import (
 )
 from flows.server.environment import EVENT
 from ptpipeline.errors import StackError
-from ptpipeline.private import make_private, open_regular, private_files, write_private
+from ptpipeline.private import is_own, make_private, open_own, private_files, write_private
 from ptpipeline.records.base import Record
 from ptpipeline.settings import STACK_FILE, resolve_path
 from registry.failpoints import reached
@@ -123,7 +123,7 @@ def read(home: Path) -> Stack | None:
     """Return the stack recorded in that folder, None if there is none; raise StackError if the record is unreadable."""
     path = home / STACK_FILE
     try:
-        with open_regular(path) as file:
+        with open_own(path) as file:
             return Stack.model_validate_json(file.read())
     except FileNotFoundError:
         return None
@@ -264,7 +264,12 @@ def _recorded_ports(stack: Stack | None) -> dict[str, int]:
     if stack is None:
         return DEFAULT_PORTS
     addresses = {"storage": "s3_endpoint", "mlflow": "mlflow", "prefect": "prefect"}
-    return {name: urlparse(stack.settings[setting]).port or DEFAULT_PORTS[name] for name, setting in addresses.items()}
+    try:
+        return {name: urlparse(stack.settings[at]).port or DEFAULT_PORTS[name] for name, at in addresses.items()}
+    except (KeyError, ValueError) as error:
+        raise StackError(
+            f"{STACK_FILE} of PTP_HOME lacks the address of a server ({error}); remove it and run `ptp up`"
+        ) from None
 
 
 # ---------------------------------------------------------------- the record
@@ -282,8 +287,13 @@ def _server_status(name: str, stack: Stack | None, config: StackConfig | None) -
 
 @contextmanager
 def _lock(home: Path) -> Iterator[None]:
-    """Make the folder, for its owner alone, and keep other calls of `up` and `down` out of it."""
+    """Make the folder, for its owner alone, and keep other calls of `up` and `down` out of it.
+
+    Raises StackError if another user owns it: whoever put keys there could run code as this user, through Prefect.
+    """
     make_private(home)
+    if not is_own(home.stat()):
+        raise StackError(f"PTP_HOME={home} belongs to another user: set PTP_HOME to a folder of your own")
     try:
         with FileLock(home / "stack.lock", timeout=0):
             yield

@@ -15,7 +15,7 @@ import httpx
 
 from flows.stages.context import select_tasks
 from ptpipeline.errors import PtpError
-from ptpipeline.foreign import parse_json
+from ptpipeline.foreign import parse_json, parsing
 from ptpipeline.settings import Settings, load_settings
 from registry.registry import open_for_writing
 from registry.repair.reconcile import reconcile_aliases
@@ -85,12 +85,18 @@ def read_aliases(client: httpx.Client, mlflow: str) -> Iterator[tuple[str, str]]
         url = f"{mlflow}/api/2.0/mlflow/registered-models/search"
         answer = client.get(url, params=query)
         answer.raise_for_status()
-        page: dict[str, Any] = parse_json(answer.content, f"MLflow's answer to {url}")
-        for model in page.get("registered_models", []):
-            yield str(model["name"]), json.dumps([model.get("aliases"), model.get("tags")], sort_keys=True)
-        token = page.get("next_page_token", "")
+        told = f"MLflow's answer to {url}"
+        page: dict[str, Any] = parse_json(answer.content, told)
+        with parsing(told, "it is no list of models"):
+            models = [(str(model["name"]), _show(model)) for model in page.get("registered_models", [])]
+            token = page.get("next_page_token", "")
+        yield from models
         if not token:
             return
+
+
+def _show(model: dict[str, Any]) -> str:
+    return json.dumps([model.get("aliases"), model.get("tags")], sort_keys=True)
 
 
 def main() -> None:

@@ -218,7 +218,10 @@ def _send_by_apprise(target: Target, event: Event) -> None:
     asset = apprise.AppriseAsset(app_id="ptpipeline", http_redirects=False)
     service = apprise.Apprise(asset=asset)
     text = _mention_nobody(describe(event))
-    if not (service.add(target.address) and service.notify(title=f"ptpipeline: {event.kind}", body=text)):
+    if not (
+        service.add(target.address)
+        and service.notify(title=f"ptpipeline: {event.kind}", body=text, body_format=apprise.NotifyFormat.TEXT)
+    ):
         raise NotTaken("did not take the event, as apprise says")
 
 

@@ -147,7 +147,7 @@ class _Bucket:
         if meaning == "changed":
             return ServiceUnavailable(f"{self._where}: an object changed while it was read; run again")
         keys = ", ".join(self._objects.credentials_env or ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-        if status == 400 and meaning == "other":  # a key that no object can have, or a token that is out of date
+        if status == 400 and meaning == "withheld":  # a key that no object can have, or a token that is out of date
             return SettingsError(
                 f"{self._where}: the server takes no such request (400 {code}); check the url, and the credentials in "
                 f"{keys}"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
@@ -18,7 +18,21 @@ MAX_INTEGER = 2**53 - 1  # RFC 8785, section 3.2.2.3
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]  # of rows, tokens or bytes; a seed
 Number = Annotated[int, Field(ge=1, le=999_999_999)]  # of a version, a promotion or a look
 Key = Annotated[str, Field(max_length=64)]  # a digest
+
+
+def _check_time(text: str) -> str:
+    try:
+        known = datetime.fromisoformat(text)
+        known.astimezone(UTC)
+    except (ValueError, OverflowError):
+        known = datetime.min
+    if known.tzinfo is None:
+        raise ValueError("no time with an offset from UTC")
+    return text
+
+
 Time = Annotated[str, Field(max_length=32)]  # ISO 8601 in UTC, with microseconds
+Instant = Annotated[Time, AfterValidator(_check_time)]  # one that readers compute with, whoever wrote it
 Words = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # of a person: PostgreSQL stores no NUL
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from ptpipeline.records.base import Grown, Record, digest_of
+from ptpipeline.records.base import Count, Grown, Instant, Record, digest_of
 
 
 class Holding(NamedTuple):
@@ -42,12 +42,12 @@ class Tally(NamedTuple):
     seq: int
     version: int
     shadow: int
-    asked: int = 0
-    differ: int = 0
-    failed: int = 0
-    judged: int = 0
-    first: int = 0
-    second: int = 0
+    asked: Count = 0
+    differ: Count = 0
+    failed: Count = 0
+    judged: Count = 0
+    first: Count = 0
+    second: Count = 0
 
 
 class CanaryTally(NamedTuple):
@@ -64,12 +64,12 @@ class CanaryTally(NamedTuple):
     seq: int
     version: int
     canary: int
-    judged: int = 0
-    right: int = 0
-    canary_judged: int = 0
-    canary_right: int = 0
-    first: int = 0
-    second: int = 0
+    judged: Count = 0
+    right: Count = 0
+    canary_judged: Count = 0
+    canary_right: Count = 0
+    first: Count = 0
+    second: Count = 0
 
 
 class ServerReport(Grown):
@@ -84,7 +84,7 @@ class ServerReport(Grown):
 
     schema_version: Literal[1] = 1
     server: str
-    at: str
+    at: Instant
     holds: list[Holding]
     sha256: str = ""
     observed: list[Observed] = []

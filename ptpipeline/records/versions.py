@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from ptpipeline.records.base import Grown, Key, Number, Record, Time, Words, digest_of
+from ptpipeline.records.base import Grown, Instant, Key, Number, Record, Time, Words, digest_of
 
 PRODUCTION = "production"
 
@@ -72,7 +72,7 @@ class Promotion(Grown):
     actor: Words
     reason: Words
     verdict: Key | None
-    at: Time
+    at: Instant
     override: bool = False
     release: str | None = None
     chain: Key | None = None

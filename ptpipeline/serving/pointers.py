@@ -7,6 +7,7 @@ server asks for that one alone, however many tasks there are.
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from ptpipeline.errors import SettingsError
 from ptpipeline.records.base import is_name
 from ptpipeline.serving.refusals import Place
 from ptpipeline.serving.resolver import UNREADABLE, read_tag
@@ -42,19 +43,30 @@ class Pointers:
         return True
 
     def look(self, held: Mapping[Place, str]) -> dict[Place, str | None]:
-        """Return the tag of the bytes of pointers, None for one that is not there.
+        """Return the tag of the bytes of pointers, None for one that is not there, UNREADABLE for one that cannot be
+        read, or that this reader may not read while it may read others: somebody encrypted it.
 
-        All are asked for if one moved, else those that last showed something else than is `held`, by tag.
+        All are asked for if one moved, else those that last showed something else than is `held`, by tag. Raises
+        ServiceUnavailable and SettingsError if the store cannot be asked.
         """
-        moved = read_tag(self.store, MOVED_KEY, self._moved)
-        places = self.known | held.keys()
+        refused: list[SettingsError] = []
+
+        def ask(key: str, known: str) -> str | None:
+            try:
+                return read_tag(self.store, key, known)
+            except SettingsError as error:
+                refused.append(error)
+                return UNREADABLE
+
+        moved = ask(MOVED_KEY, self._moved)
+        places = sorted(self.known | held.keys())
         if moved == self._moved:
-            places = {place for place in places if place not in held or held[place] != self._tags.get(place)}
+            places = [place for place in places if place not in held or held[place] != self._tags.get(place)]
         with ThreadPoolExecutor(READERS) as pool:
-            tags = pool.map(
-                lambda place: read_tag(self.store, pointer_key(*place), held.get(place, "")), ordered := sorted(places)
-            )
-            found = dict(zip(ordered, tags, strict=True))
+            tags = pool.map(lambda place: ask(pointer_key(*place), held.get(place, "")), places)
+            found = dict(zip(places, tags, strict=True))
+        if refused and moved in (None, UNREADABLE) and set(found.values()) <= {UNREADABLE}:
+            raise refused[0]
         self._tags |= found
         self._moved = "" if moved in (None, UNREADABLE) else moved
         return found

@@ -8,6 +8,7 @@ from ptpipeline.records.base import now
 from ptpipeline.records.serving import CanaryTally, Holding, Observed, Refused, ServerReport, Tally
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
+from ptpipeline.storage.objects import is_key
 
 ATTEMPTS = 3
 _UNREADABLE = f"{ALTERED}: update this ptpipeline, or remove the object if that server is gone"
@@ -65,10 +66,11 @@ def unfit_name(server: str) -> SettingsError:
 def read_server_reports(store: ObjectStore) -> list[ServerReport]:
     """Return the last report of every server, by name.
 
-    Raises ArtifactError if one cannot be read: it may name any prompt.
+    Raises ArtifactError if one cannot be read: it may name any prompt. At a key that no store takes, such as that of a
+    folder which a console made, no server reports.
     """
     reports = []
-    for key in store.keys(SERVERS):
+    for key in filter(is_key, store.keys(SERVERS)):
         try:
             body = store.read(key).body
         except NotFound:  # removed since it was listed

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import ArtifactError, SettingsError
 
 _KEY = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
 
@@ -93,9 +93,9 @@ def is_key(key: str) -> bool:
 
 
 def check_key(key: str) -> str:
-    """Return `key` itself; SettingsError unless `is_key`."""
+    """Return `key` itself; ArtifactError unless `is_key`: a listing names what others put elsewhere, too."""
     if not is_key(key):
-        raise SettingsError(f"object key {key!r}: expected names of letters, digits, `._-` separated by `/`")
+        raise ArtifactError(f"object key {key!r}: expected names of letters, digits, `._-` separated by `/`")
     return key
 
 

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC
 from typing import Any, NamedTuple
 
-from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.settings import is_loopback
 from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
@@ -151,6 +151,8 @@ class S3Store:
             self._call("head_object", Key=self._key(key))
         except NotFound:
             return False
+        except ArtifactError:  # an answer to HEAD tells no cause
+            return bool(self.read(key))
         return True
 
     def create(self, key: str, body: bytes) -> None:
@@ -270,6 +272,11 @@ class S3Store:
             return NotFound(f"{self.url}: no object {key}")
         if fault.meaning == "changed" and verb == "write":
             return PreconditionFailed(f"{self.url}: {key} was changed by another writer")
+        if fault.meaning == "withheld" and verb == "read":
+            return ArtifactError(
+                f"{self.url}/{key.removeprefix(self.prefix)}: the store does not give it out ({fault.status} {code}): "
+                "it is archived, or encrypted by somebody's own key, as this program stores none; restore or remove it"
+            )
         if fault.meaning == "right":
             return SettingsError(
                 f"object store {self.where}: this identity may not {doing} ({code}); give it the policy of its "

@@ -7,11 +7,16 @@ from ptpipeline.foreign import shorten
 
 _REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
 
-Meaning = Literal["no bucket", "absent", "unchanged", "changed", "right", "clock", "login", "region", "lacks", "other"]
+Meaning = Literal[
+    "no bucket", "absent", "unchanged", "changed", "withheld", "right", "clock", "login", "region", "lacks", "other"
+]
 
 _MEANINGS: dict[str, Meaning] = {
     "NoSuchBucket": "no bucket",
     "PreconditionFailed": "changed",
+    "InvalidObjectState": "withheld",  # it is in an archive
+    "ExpiredToken": "login",
+    "InvalidToken": "login",
     "RequestTimeTooSkewed": "clock",
     "PermanentRedirect": "region",
     "AuthorizationHeaderMalformed": "region",
@@ -20,6 +25,7 @@ _MEANINGS: dict[str, Meaning] = {
 _MEANINGS_OF_STATUS: dict[int, Meaning] = {
     301: "region",
     304: "unchanged",
+    400: "withheld",  # of one object: somebody encrypted it by a key of their own
     404: "absent",
     409: "changed",
     412: "changed",
@@ -28,7 +34,10 @@ _MEANINGS_OF_STATUS: dict[int, Meaning] = {
 
 
 class Fault(NamedTuple):
-    """What an S3 server means by an answer that is no success, with its status and its own word."""
+    """What an S3 server means by an answer that is no success, with its status and its own word.
+
+    `withheld` means something only of the read of an object.
+    """
 
     meaning: Meaning
     status: int

@@ -34,6 +34,7 @@ from ptpipeline.storage.keys import (
     snapshot_prefix,
     task_prefix,
 )
+from ptpipeline.storage.objects import is_key
 from ptpipeline.storage.signed import without_checks
 from registry.failpoints import reached
 from registry.garbage.plan import Collected, plan
@@ -222,7 +223,8 @@ def _keys(work: Collection, item: Collected) -> list[str]:
         folder, rows = prompt_prefix(task, item.digest), rows_keys(work.registry.ledger, task).get(item.digest, [])
     ours = sorted(key for key in work.store.keys(folder) if parse(key) is not None)
     manifest, others = [key for key in ours if is_manifest(key)], [key for key in ours if not is_manifest(key)]
-    return [*manifest, *work.store.keys(signatures_prefix(folder)), *others, *sorted(rows)]
+    signatures = filter(is_key, work.store.keys(signatures_prefix(folder)))
+    return [*manifest, *signatures, *others, *sorted(rows)]
 
 
 def _put_back(store: ObjectStore, item: Collected, bodies: dict[str, bytes]) -> bool:

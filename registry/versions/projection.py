@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import stamina
 
-from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
+from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PreconditionFailed, PtpError, SettingsError, Terminal
 from ptpipeline.foreign import parse_record
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import ObjectStore, Stored
@@ -220,17 +220,23 @@ def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
 def tell_servers(store: ObjectStore) -> None:
     """Let servers look at the pointers, one of which changed: between two looks a minute apart they ask for this alone.
 
-    Who loses to another writer has nothing to do: that one wrote after our pointer too.
+    Who loses to another writer has nothing to do: that one wrote after our pointer too. Who may not write here has
+    promoted nevertheless.
     """
     body = json.dumps({"nonce": uuid.uuid4().hex}).encode()
-    with suppress(PreconditionFailed):
-        try:
-            store.replace(MOVED_KEY, body, store.read(MOVED_KEY).etag)
-        except NotFound:
+    try:
+        store.replace(MOVED_KEY, body, store.read(MOVED_KEY).etag)
+    except NotFound:
+        with suppress(PreconditionFailed):
             store.create(MOVED_KEY, body)
-        except ArtifactError:  # somebody put there what nobody can read, such as a link
-            store.delete(MOVED_KEY)
+    except PreconditionFailed:
+        pass
+    except ArtifactError:  # somebody put there what nobody can read, such as a link
+        store.delete(MOVED_KEY)
+        with suppress(PreconditionFailed):
             store.create(MOVED_KEY, body)
+    except SettingsError as error:
+        log.warning("servers see this promotion within a minute instead of two seconds: %s", error)
 
 
 def pointer_in(body: bytes) -> Promotion | None:

@@ -99,6 +99,14 @@ def test_useless_trusted_keys_are_refused(tmp_path: Path, body: bytes, sentence:
         read_trust(written(tmp_path / "keys", body))
 
 
+def test_trusted_keys_that_everybody_may_add_to_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "public", public_pem(OURS), 0o664)  # as openssl writes it by some systems' umask
+    assert OURS.id in read_trust(path).keys
+    path.chmod(0o646)
+    with pytest.raises(SettingsError, match="every user of this machine may write to it"):
+        read_trust(path)
+
+
 def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError, match=r"PTP_SIGNING_KEY: the file that it names cannot be read \(No such file or directory\)"

@@ -261,6 +261,7 @@ def forged(of: str, /, **changes: object) -> bytes:
             "is not a signature: it was altered, or a newer ptpipeline wrote it",
         ),
         (lambda d: forged(d, signature="?"), "is not a signature"),
+        (lambda d: forged(d, signature="\u00e9"), "is not a signature"),
         (lambda d: forged(d, signature=""), "is not valid"),
         (lambda d: forged(d, digest="b" * 64), "was made for prompt bbbbbbbbbbbb and copied here"),
         (lambda d: forged(d, key=OTHERS.id), f"states key {OTHERS.id}"),

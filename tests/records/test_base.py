@@ -6,7 +6,19 @@ import pytest
 import rfc8785
 from pydantic import ValidationError
 
-from ptpipeline.records.base import MAX_INTEGER, Count, Grown, Key, Number, Record, Time, Words, digest_of, is_name
+from ptpipeline.records.base import (
+    MAX_INTEGER,
+    Count,
+    Grown,
+    Instant,
+    Key,
+    Number,
+    Record,
+    Time,
+    Words,
+    digest_of,
+    is_name,
+)
 
 
 class Bounded(Record):
@@ -14,6 +26,7 @@ class Bounded(Record):
     number: Number = 1
     key: Key = ""
     time: Time = ""
+    instant: Instant = "2026-01-02T03:04:05+00:00"
     words: Words = ""
 
 
@@ -26,6 +39,10 @@ class Bounded(Record):
         ("number", 999_999_999, 1_000_000_000),
         ("key", "k" * 64, "k" * 65),
         ("time", "t" * 32, "t" * 33),
+        ("instant", "2026-01-02T03:04:05.678901+00:00", "2026-01-02T03:04:05.678901+00:00 "),
+        ("instant", "9999-12-31T23:59:59+00:00", "9999-12-31T23:59:59-00:01"),  # no clock tells it in UTC
+        ("instant", "2026-01-02T03:04:05Z", "2026-01-02T03:04:05"),
+        ("instant", "2026-01-02T03:04:05+09:00", "now"),
         ("words", "a\nb", "a\0b"),
     ],
 )

@@ -1,6 +1,6 @@
 """A server answers with what the pointers show, as soon as all of it holds, and with what it had until then."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.faults import FaultProxy
 from benchmarks.fixtures.s3_server import S3Server
-from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.serving import live as live_module
@@ -28,8 +28,11 @@ class Away(FolderStore):
 
     away = False
     fault: PtpError = ServiceUnavailable("the store does not answer")
+    withheld: Collection[str] = ()
 
     def read(self, key: str) -> Stored:
+        if key in self.withheld:
+            raise SettingsError("this identity may not read it")
         if self.away:
             raise self.fault
         return super().read(key)
@@ -246,6 +249,23 @@ def test_a_damaged_version_is_refused_and_the_old_one_stays(server: Server, stor
     server.poll()
     assert server.live.find(TASK).number == 1
     assert "the file is truncated or altered" in server.reasons()[0]
+
+
+def test_a_pointer_that_the_server_may_not_read_keeps_nobody_from_the_others(server: Server, store: Away) -> None:
+    put(store, pointer_key("other", "production"), b"{}")
+    store.withheld = {pointer_key("other", "production")}
+    point(store, 2, digest(2), 2)
+    server.poll(DISCOVER)
+    assert server.live.find(TASK).number == 2
+    assert server.reasons() == ["this identity may not read it"]
+    assert server.live.observe().trouble == ""
+
+
+def test_a_server_that_may_read_no_pointer_says_so(server: Server, store: Away) -> None:
+    store.withheld = {pointer_key(TASK, "production")}
+    server.poll()
+    assert server.live.find(TASK).number == 1
+    assert server.live.observe().trouble == "this identity may not read it"
 
 
 def test_a_mended_version_is_taken_over_at_the_next_try(server: Server, store: Away) -> None:

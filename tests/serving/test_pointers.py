@@ -1,10 +1,11 @@
 """Between two looks at all pointers a server asks for one object alone, which every promotion changes."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ServiceUnavailable
+from ptpipeline.errors import ServiceUnavailable, SettingsError
 from ptpipeline.serving.pointers import DISCOVER, Pointers
 from ptpipeline.serving.refusals import Place
 from ptpipeline.storage import FolderStore, Stored
@@ -20,6 +21,7 @@ class Asked(FolderStore):
     """A store that notes what is read from it, and may answer nothing about one key."""
 
     away = ""
+    withheld: Collection[str] = ()
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -27,6 +29,8 @@ class Asked(FolderStore):
 
     def read(self, key: str) -> Stored:
         self.keys_read.append(key)
+        if key in self.withheld:
+            raise SettingsError("this identity may not read it")
         if key == self.away:
             raise ServiceUnavailable(f"{self.url} does not answer")
         return super().read(key)
@@ -117,6 +121,23 @@ def test_if_what_writers_tell_by_cannot_be_read_all_pointers_are_asked_for_at_ea
     assert [server.look() for _ in range(2)] == [set(PLACES)] * 2
     tell_servers(store)
     assert [server.look() for _ in range(2)] == [set(PLACES), set()]
+
+
+def test_a_pointer_that_is_withheld_alone_is_asked_for_at_each_look(server: Server, store: Asked) -> None:
+    store.withheld = {pointer_key(*PLACES[1])}
+    tell_servers(store)
+    assert [server.look(refuses=PLACES[1]) for _ in range(3)] == [set(PLACES), {PLACES[1]}, {PLACES[1]}]
+
+
+def test_if_what_writers_tell_by_is_withheld_alone_all_pointers_are_asked_for(server: Server, store: Asked) -> None:
+    store.withheld = {MOVED_KEY}
+    assert [server.look() for _ in range(2)] == [set(PLACES)] * 2
+
+
+def test_a_server_that_may_read_nothing_is_told(server: Server, store: Asked) -> None:
+    store.withheld = {MOVED_KEY, *(pointer_key(*place) for place in PLACES)}
+    with pytest.raises(SettingsError, match="may not read it"):
+        server.look()
 
 
 def test_a_look_that_the_store_ended_is_made_again(server: Server, store: Asked) -> None:

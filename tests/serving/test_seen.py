@@ -47,7 +47,7 @@ class Registry:
             actor="ada",
             reason="why",
             verdict=None,
-            at="now",
+            at="2026-01-01T00:00:00+00:00",
             chain=before.row_digest() if before else None,
         )
 

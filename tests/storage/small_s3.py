@@ -32,6 +32,7 @@ class SmallS3(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.manner = manner
         self.objects: dict[str, bytes] = {}
+        self.withheld: dict[str, tuple[int, str]] = {}  # status and code of what is not given out, by path
         self.lock = threading.Lock()
 
     @property
@@ -86,7 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._list(query["prefix"][0], query.get("delimiter", [""])[0], query.get("continuation-token", [""])[0])
             return
         body = self.server.objects.get(self._path())
-        if body is None:
+        if self._path() in self.server.withheld:
+            status, code = self.server.withheld[self._path()]
+            self._answer(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
+        elif body is None:
             self._answer(404)
         else:
             self._answer(200, {"ETag": etag(body)}, body)

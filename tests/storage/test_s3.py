@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.faults import FaultProxy
 from benchmarks.fixtures.s3_server import S3Server, free_ports
-from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.errors import ArtifactError, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage import S3Store, Stored
 from ptpipeline.storage.s3 import KeyPair, make_client
 from ptpipeline.storage.signed_get import SignedGet
@@ -175,6 +175,26 @@ def test_other_servers_refusals_mean_the_same(manner: str, refused: str, monkeyp
         if manner != small_s3.MISSING_IS_404:
             with pytest.raises(expected, match=refused):
                 store.create("a", b"two")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(400, "InvalidRequest"), (400, "InvalidArgument"), (403, "InvalidObjectState")],  # AWS, SeaweedFS; an archive
+)
+def test_an_object_that_the_server_withholds_is_none_of_ours(
+    status: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    with small_s3.small_s3() as server:
+        server.objects["/bucket/below/a"] = b"one"
+        server.withheld["/bucket/below/a"] = (status, code)
+        store = S3Store("bucket", "below", endpoint=server.endpoint)
+        told = rf"s3://bucket/below/a: the store does not give it out \({status} {code}\): .* or remove it"
+        asked = [store.read, lambda key: store.read_changed(key, '"tag"'), lambda key: store.create(key, b"two")]
+        for ask in asked if status == 403 else [*asked, store.exists]:  # an archive answers a HEAD
+            with pytest.raises(ArtifactError, match=told):
+                ask("a")
 
 
 FORKS = """

@@ -23,6 +23,7 @@ CAUSES = [
         SettingsError,
         r"\(403 InvalidAccessKeyId\); check (AWS_ACCESS|ROWS)_KEY_ID",
     ),
+    (400, "ExpiredToken", SettingsError, r"\(400 ExpiredToken\); check (AWS_ACCESS|ROWS)_KEY_ID"),
     (403, "RequestTimeTooSkewed", SettingsError, r"the server's \(RequestTimeTooSkewed\); correct the clock"),
     (301, "PermanentRedirect", SettingsError, "AWS_DEFAULT_REGION|answer as S3 does"),
     (400, "AuthorizationHeaderMalformed", SettingsError, "is in another region .*; set AWS_DEFAULT_REGION to it"),

@@ -297,7 +297,7 @@ def test_a_host_or_origin_beside_the_right_one_makes_a_request_foreign(second: t
     assert guard._is_own({"server": ("127.0.0.1", 4200), "headers": headers}) == own
 
 
-@pytest.mark.parametrize(("sign", "known"), [(b"", True), (b"!", False)])
+@pytest.mark.parametrize(("sign", "known"), [(b"", True), (b"!", False), (b"\xe9", False)])
 def test_a_credential_between_other_signs_is_none(sign: bytes, known: bool) -> None:
     encoded = base64.b64encode(":".join(OWNER).encode())
     headers = [(b"authorization", b"Basic " + encoded[:2] + sign + encoded[2:])]

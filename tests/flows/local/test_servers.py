@@ -1,6 +1,9 @@
 """When a worker is ready, and which ports the storage's inner servers get."""
 
+import os
 import socket
+import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,9 +14,10 @@ from benchmarks.fixtures.s3_server import free_ports
 from flows.local import servers
 from flows.local.keys import load_keys
 from flows.local.process import Process
-from flows.local.servers import GRPC_OFFSET, MAKE, StackConfig
+from flows.local.servers import GRPC_OFFSET, GRPC_SOCKET, MAKE, StackConfig
 from ptpipeline.errors import StackError
 from tests.flows.server.test_prefect import Prefect, listening
+from tests.processes import in_child
 
 BEGAN = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 
@@ -35,6 +39,15 @@ def test_a_worker_is_ready_once_it_has_sent_a_heartbeat_of_its_own(
     assert not servers._worker_ready(config, process)  # nobody answers any more
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_server_at_another_users_port_is_not_asked(tmp_path: Path) -> None:
+    with listening(Prefect({"POST /work_pools/ptp/workers/filter": lambda _: (200, [])})) as prefect:
+        config = StackConfig(tmp_path, {"prefect": urlsplit(prefect.url).port or 0}, load_keys(tmp_path))
+        os.chown(tmp_path, 65534, 65534)  # so that this process is another user
+        assert not servers._worker_ready(config, Process(pid=1, created=BEGAN.timestamp()))
+    assert prefect.asked == []
+
+
 def test_a_mark_names_the_stack_the_server_and_its_make(tmp_path: Path) -> None:
     assert StackConfig(tmp_path, {}, {}).mark("mlflow") == f"{tmp_path}//mlflow/{MAKE}"
 
@@ -44,6 +57,42 @@ def test_inner_ports_are_free_with_those_of_their_grpc() -> None:
     with socket.create_server(("127.0.0.1", first + GRPC_OFFSET)):
         one, two = servers._choose_inner_ports(first, 2)
     assert first < one < two
+
+
+@pytest.fixture
+def socket_file() -> Iterator[tuple[int, Path]]:
+    """A free port with that of its gRPC, and where SeaweedFS's master would make a socket for the latter."""
+    port = next(port for port in free_ports(20) if servers.fits_weed(port))
+    path = Path(GRPC_SOCKET.format(name="master", port=port + GRPC_OFFSET))
+    yield port, path
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+
+
+def test_a_port_whose_socket_cannot_be_made_is_passed_over(socket_file: tuple[int, Path]) -> None:
+    port, path = socket_file
+    path.mkdir()
+    assert not servers.fits_weed(port)
+    assert port not in servers._choose_inner_ports(port, 2)
+
+
+def test_a_socket_that_an_own_server_left_behind_is_in_nobodys_way(socket_file: tuple[int, Path]) -> None:
+    port, path = socket_file
+    path.touch()
+    assert servers.fits_weed(port)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+def test_a_socket_of_another_user_takes_its_port(socket_file: tuple[int, Path]) -> None:
+    port, path = socket_file
+    path.touch()
+
+    def as_nobody() -> None:
+        os.setuid(65534)
+        sys.exit(servers.fits_weed(port))
+
+    in_child(as_nobody, ends=0)
 
 
 def test_inner_ports_lie_behind_the_last_port_too_and_end_where_ports_end() -> None:

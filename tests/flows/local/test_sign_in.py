@@ -1,6 +1,8 @@
 """Links that sign a browser in: to pages of the local stack alone, and through a file that only its owner can read."""
 
 import json
+import os
+import socket
 import stat
 import webbrowser
 from pathlib import Path
@@ -38,6 +40,18 @@ def test_a_page_of_the_stack_gets_a_link(settings: Settings, page: str, start: s
     assert link.startswith(f"{start}/ptp-login?token=")
     assert link.endswith(end)
     assert "secret" not in link
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_no_browser_is_led_to_another_users_server(settings: Settings) -> None:
+    os.chown(settings.home / "stack.env", 65534, 65534)  # so that this process is another user
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        (settings.home / "stack.json").write_text(
+            json.dumps({"settings": {**RECORDED, "mlflow": address}, "processes": {}})
+        )
+        with pytest.raises(StackError, match=f"{address} is another user's server now: `ptp up`"):
+            sign_in_link(settings.model_copy(update={"mlflow": address}), "mlflow")
 
 
 def test_a_page_of_another_server_is_opened_as_it_is(settings: Settings) -> None:

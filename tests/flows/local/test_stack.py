@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,8 +15,9 @@ from benchmarks.fixtures.s3_server import free_ports
 from flows.local import stack
 from flows.local.process import MARK, Process, is_alive, read_mark, spawn, stop
 from flows.local.servers import Server, StackConfig, mark_prefix, worker_settings
-from flows.local.stack import Stack, _changed_settings, down, read
+from flows.local.stack import Stack, _changed_settings, down, read, status
 from ptpipeline.errors import StackError
+from tests.processes import in_child
 
 Sleeping = Callable[..., Process]
 
@@ -109,6 +111,21 @@ def test_one_call_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_no_stack_is_started_in_another_users_folder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 65533, 65533)
+        Path(folder).chmod(0o777)  # as somebody prepares it, with keys that they know
+
+        def as_nobody() -> None:
+            os.setuid(65534)
+            with pytest.raises(StackError, match="belongs to another user: set PTP_HOME to a folder of your own"):
+                stack._lock(Path(folder)).__enter__()
+
+        in_child(as_nobody)
+        assert list(Path(folder).iterdir()) == []
+
+
 # ---------------------------------------------------------------- the record
 
 
@@ -132,6 +149,14 @@ def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(StackError, match=r"cannot be read .* set PTP_HOME to a folder of your own"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("prefect", [{}, {"prefect": "http://127.0.0.1:42x0/api"}])
+def test_a_record_without_the_address_of_a_server_is_told(tmp_path: Path, prefect: dict[str, str]) -> None:
+    settings = {"s3_endpoint": "http://127.0.0.1:8333", "mlflow": "http://127.0.0.1:5000", **prefect}
+    stack._write(tmp_path, Stack(settings=settings, processes={}))
+    with pytest.raises(StackError, match=r"lacks the address of a server .* remove it and run `ptp up`"):
+        status(tmp_path)
 
 
 def test_without_a_stack_there_is_nothing_to_stop_and_nothing_is_made(tmp_path: Path) -> None:

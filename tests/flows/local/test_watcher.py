@@ -11,7 +11,7 @@ import pytest
 
 from flows.local import watcher
 from flows.local.watcher import POLL_SECONDS, Watcher, connect, read_aliases
-from ptpipeline.errors import ServiceUnavailable
+from ptpipeline.errors import ArtifactError, ServiceUnavailable
 from ptpipeline.settings import Settings
 from tests.http_server import Quiet, serve
 
@@ -69,6 +69,12 @@ def test_the_models_of_all_pages_are_read() -> None:
     pages = [[a_model("a", "1")], [], [a_model("b", "2")]]
     with listing(*pages) as url:
         assert [name for name, _ in read_aliases(connect(), url)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("models", [["a text"], 1, [{"aliases": []}]])
+def test_what_is_no_list_of_models_is_told(models: Any) -> None:
+    with listing(models) as url, pytest.raises(ArtifactError, match="it is no list of models"):
+        list(read_aliases(connect(), url))
 
 
 @pytest.mark.parametrize(

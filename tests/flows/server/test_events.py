@@ -191,6 +191,18 @@ def test_words_of_people_forge_neither_lines_nor_mentions_nor_links(
     )
 
 
+def test_words_of_people_are_no_html_in_a_mail(
+    registry: Registry, settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{receiver.url.replace('http:', 'json:')}/path?format=html"  # the form of mails, unless they say another
+    monkeypatch.setenv("PTP_EVENT_OPS", f"apprise:{address}")
+    promote(registry, TASK, published(registry, TASK, 1), Cause("ann", '<a href="https://example.com">sign in</a>'))
+    send(settings, registry)
+    [content] = receiver.contents()
+    assert "<a" not in content["message"]
+    assert "&lt;a" in content["message"]
+
+
 def test_signed_events_hold_what_people_wrote_and_one_line_of_text(
     registry: Registry, settings: Settings, receiver: Receiver
 ) -> None:

@@ -172,6 +172,16 @@ def test_an_unreadable_server_report_stops_everything(plain: Registry, task: Tas
         collect(plain, TWO)
 
 
+def test_an_object_at_a_key_of_nobody_stops_nothing(plain: Registry, task: Task) -> None:
+    for seed in range(3):
+        published(plain, task, seed)
+    for place in ("servers", f"signatures/prompts/{task.name}/{an_artifact(task, 1).digest}"):
+        folder = Path(plain.store.url.removeprefix("file://"), place)
+        folder.mkdir(parents=True)
+        (folder / "new folder").write_bytes(b"")
+    assert shown(collect(plain, TWO, apply=True)) == {("version", 1)}
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "é"])
 def test_a_server_name_has_to_fit_a_key(plain: Registry, name: str) -> None:
     with pytest.raises(SettingsError, match="server name"):

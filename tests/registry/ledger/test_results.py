@@ -210,7 +210,13 @@ def test_a_history_of_all_aliases_is_in_order_of_time_then_of_number(ledger: Led
     ledger.add_version("mood", ONE)
     for alias, expected, at in (("production", 0, "1"), ("production", 1, "1"), ("canary", 0, "2")):
         move = Move(
-            task="mood", alias=alias, version=1, actor="me", reason="why", expected=expected, at=f"2026-01-0{at}"
+            task="mood",
+            alias=alias,
+            version=1,
+            actor="me",
+            reason="why",
+            expected=expected,
+            at=f"2026-01-0{at}T00:00:00+00:00",
         )
         ledger.append(move)
     assert [(row.alias, row.seq) for row in ledger.history("mood")] == [

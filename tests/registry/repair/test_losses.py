@@ -13,7 +13,9 @@ ONE, OTHER, VERDICT = "1" * 64, "2" * 64, "a" * 64
 def a_row(digest: str = ONE) -> Promotion:
     """The first promotion of production, by that verdict."""
     fields = {"task": "mood", "alias": "production", "seq": 1, "version": 1, "digest": digest, "previous": None}
-    return Promotion.model_validate(fields | {"actor": "me", "reason": "why", "verdict": VERDICT, "at": "2026-01-01"})
+    return Promotion.model_validate(
+        fields | {"actor": "me", "reason": "why", "verdict": VERDICT, "at": "2026-01-01T00:00:00+00:00"}
+    )
 
 
 def the_store(names: dict[int, str], row: Promotion) -> Contents:

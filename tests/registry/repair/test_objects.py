@@ -50,6 +50,16 @@ def vanishing(plain: Registry, tmp_path: Path) -> Registry:
     return Registry(plain.ledger, Vanishing(tmp_path / "store"))
 
 
+@pytest.mark.parametrize("key", ["servers/new folder", "checkpoints/new folder"])
+def test_an_object_at_a_key_of_nobody_is_told_and_ends_nothing(plain: Registry, tmp_path: Path, key: str) -> None:
+    path = tmp_path / "store" / key
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    [found] = examine(plain)
+    assert found.what == f"object {key}"
+    assert f"delete the object {key}" in found.mend
+
+
 @pytest.mark.parametrize("key", STRAY)
 def test_what_is_gone_by_the_second_look_is_no_difference(plain: Registry, vanishing: Registry, key: str) -> None:
     plain.store.create(key, b"{}")

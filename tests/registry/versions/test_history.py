@@ -20,7 +20,13 @@ def row(seq: int, version: int, second: int | None = None, percent: int = 10, **
     """A row of production, with a second version beside it if one is given."""
     beside = second and Beside(version=second, digest=str(second) * 64, percent=percent)
     fields = {"task": "mood", "alias": "production", "seq": seq, "version": version, "digest": str(version) * 64}
-    fields |= {"previous": None, "actor": "me", "reason": "why", "verdict": None, "at": f"2026-01-{seq:02d}"}
+    fields |= {
+        "previous": None,
+        "actor": "me",
+        "reason": "why",
+        "verdict": None,
+        "at": f"2026-01-{seq:02d}T00:00:00+00:00",
+    }
     return Promotion.model_validate(fields | {"beside": beside or None} | changes)
 
 
@@ -53,7 +59,7 @@ def test_a_canary_that_is_promoted_ends_as_such_and_begins_as_the_alias_s_own() 
 
 
 def test_times_of_several_aliases_are_ordered_by_when_they_began() -> None:
-    late, early = row(1, 1, at="2026-02-01"), row(7, 1, alias="staging", at="2026-01-01")
+    late, early = row(1, 1, at="2026-02-01T00:00:00+00:00"), row(7, 1, alias="staging", at="2026-01-01T00:00:00+00:00")
     assert [naming.promotion for naming in find_namings([late, early], ONE)] == [early, late]
 
 

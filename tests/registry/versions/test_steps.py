@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
-from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, ServiceUnavailable, Terminal
+from ptpipeline.errors import (
+    ArtifactError,
+    LeaseHeld,
+    NotFound,
+    PromotionRefused,
+    ServiceUnavailable,
+    SettingsError,
+    Terminal,
+)
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import MOVED_KEY, history_key, pointer_key, prompt_prefix, version_key
@@ -18,7 +26,7 @@ from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.commit import Cause
 from registry.versions.mlflow_alias import Action
-from registry.versions.projection import attempt, project, wait_for_lease
+from registry.versions.projection import attempt, is_finished, project, wait_for_lease
 from registry.versions.promotion import promote, rollback
 from registry.versions.publish import register, stage
 from tests.registry.repair.test_second_look import an_ensemble, ensemble_of_two
@@ -201,6 +209,20 @@ def test_servers_are_told_by_whoever_finds_a_promotion_that_died_behind_its_poin
     for _ in range(2):
         project(watched, task.name, "production")
     assert store.puts == [history_key(task.name, "production", 1), MOVED_KEY]
+
+
+def test_who_may_not_tell_servers_has_promoted_nevertheless(
+    watched: Registry, store: Watched, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = published(watched, task, 1)
+    store.before_read = once(_refuse, MOVED_KEY)
+    head = promote(watched, task, number, ME)
+    assert "within a minute instead of two seconds: this identity may not" in caplog.text
+    assert is_finished(watched, head)
+
+
+def _refuse() -> None:
+    raise SettingsError("this identity may not")
 
 
 def _die() -> None:
