@@ -39,7 +39,7 @@ from benchmarks.train_step import (
 )
 from ptpipeline.models import recorded
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import Input
+from ptpipeline.models.inputs import Input
 from ptpipeline.tuning.passes import build_examples, shared_backward
 
 TINY = {

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.fixtures.random_base import make_random_base
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import Input, PrefixCache, stack_caches
+from ptpipeline.models.inputs import Input, PrefixCache, stack_caches
 from ptpipeline.models.slots import Slots
 
 TASKS, ROWS, TOKENS, PROMPT = 1024, 64, 40, 16

@@ -38,7 +38,8 @@ from torch import Tensor
 
 from benchmarks.train_step import describe, load_pair, make_parser
 from ptpipeline.data.tokens import label_tokens
-from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, SoftPrompt, stack_caches
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, KeyValues, SoftPrompt, stack_caches
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack

@@ -28,7 +28,8 @@ from benchmarks.fixtures.random_base import NAMES
 from benchmarks.train_step import describe, load_pair, make_parser
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.errors import PtpError
-from ptpipeline.models.frozen import FrozenBase, Input
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input
 from ptpipeline.serving.answerer import Sampling
 from ptpipeline.serving.answers import TOKENS_PER_DECODE
 from ptpipeline.serving.decoding import READ_TOKENS, SLOTS, Decoder

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.terminal import choose_display, log_plainly, say, say_progress
+from flows.cli.display import choose_display
+from flows.cli.terminal import log_plainly, say, say_progress
 from ptpipeline.errors import DataError, NotFound, PreconditionFailed
 from ptpipeline.records.versions import VersionRef
 

@@ -17,7 +17,8 @@ from flows.cli.app import (
     open_registry,
     read_text,
 )
-from flows.cli.terminal import choose_display, say
+from flows.cli.display import choose_display
+from flows.cli.terminal import say
 
 if TYPE_CHECKING:
     from registry.repair.difference import Difference

@@ -18,8 +18,9 @@ from flows.cli.app import (
     spend_look,
     write_file,
 )
+from flows.cli.display import choose_display
 from flows.cli.options import naming_options, read_delimiter
-from flows.cli.terminal import choose_display, log_plainly, say, say_progress
+from flows.cli.terminal import log_plainly, say, say_progress
 
 if TYPE_CHECKING:
     from flows.on_demand.diff import Diff

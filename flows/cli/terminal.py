@@ -13,10 +13,7 @@ import sys
 import textwrap
 import traceback
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from ptpipeline.progress import Display
+from typing import Any, TextIO
 
 
 def prepare_streams() -> None:
@@ -42,17 +39,6 @@ def say_progress(line: str) -> None:
     width = shutil.get_terminal_size().columns
     for part in textwrap.wrap(escape(line), width, subsequent_indent="  ") or [""]:
         say(part, sys.stderr)
-
-
-def choose_display() -> "Display":
-    """Return how to show the progress of long work: a bar on a terminal, else lines."""
-    from ptpipeline.progress import Lines
-
-    if not sys.stderr.isatty():
-        return Lines(say_progress)
-    from flows.cli.bar import Bar
-
-    return Bar()
 
 
 def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user
-from flows.cli.terminal import choose_display, indent, log_plainly, say
+from flows.cli.display import choose_display
+from flows.cli.terminal import indent, log_plainly, say
 from ptpipeline.errors import NotFound, PtpError
 
 if TYPE_CHECKING:

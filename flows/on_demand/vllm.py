@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save
 
 from ptpipeline.errors import DataError
-from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.inputs import KeyValues
 from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.peft import AdapterBase

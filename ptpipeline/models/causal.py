@@ -16,8 +16,8 @@ from torch import Tensor
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.attention import use_fused_attention
 from ptpipeline.models.decoder import FusedDecoder
-from ptpipeline.models.frozen import (
-    FrozenBase,
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import (
     Input,
     KeyValues,
     PrefixCache,

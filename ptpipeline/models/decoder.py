@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models import kernels
-from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.inputs import PrefixCache
 from ptpipeline.models.kept import Normed, Saved
-from ptpipeline.models.kernels import AttentionGradients, LayerKeyValues, Norm, linear
+from ptpipeline.models.kernels import linear
 from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts, StepLayout
+from ptpipeline.models.operands import AttentionGradients, LayerKeyValues, Norm
 from ptpipeline.models.passes import PromptPass, RowPass, apply_pass, layer_prefix
 from ptpipeline.models.recorded import Recorded
 from ptpipeline.models.scores import attend, attend_backward, attend_step

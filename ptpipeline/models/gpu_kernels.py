@@ -5,22 +5,19 @@ They compute what their namesakes in `kernels` compute, and sum in the same type
 Letters: H width, B rows, T tokens of a row, S keys, kv key/value heads with g query heads each, d a head's width.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ptpipeline.models.kernels import Norm, Rotation
+from ptpipeline.models.operands import Norm, Rotation
 
 
-def normalise(states: Tensor, norm: "Norm") -> tuple[Tensor, Tensor]:
+def normalise(states: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Return the RMSNorm [..., H] of `states` [..., H], in its weight's type, and 1 / root mean square [..., 1]."""
     normed, scale = torch.ops.aten._fused_rms_norm(states, norm.weight.shape, norm.weight, norm.epsilon)
     return normed, scale
 
 
-def normalise_backward(grad: Tensor, states: Tensor, norm: "Norm", scale: Tensor, plus: Tensor | None) -> Tensor:
+def normalise_backward(grad: Tensor, states: Tensor, norm: Norm, scale: Tensor, plus: Tensor | None) -> Tensor:
     """Return the gradient [..., H] of the norm's input, plus `plus`."""
     below: Tensor = torch.ops.aten._fused_rms_norm_backward(
         grad.contiguous(), states, norm.weight.shape, scale, norm.weight, [True, False]
@@ -39,7 +36,7 @@ def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
     return below
 
 
-def rotate(heads: Tensor, rotation: "Rotation") -> Tensor:
+def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     """Return the rotary embedding of [B, T, ..., d]: the two halves of its first r elements are the rotated plane."""
     half = rotation.cos.shape[-1]
     shape = (*rotation.cos.shape[:2], *[1] * (heads.dim() - 3), half)

@@ -10,7 +10,8 @@ import torch
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import FrozenBase, Input
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input
 from ptpipeline.models.memory import count_free_bytes
 
 _NO_TOKEN = 1.1  # times the embedding of a token is that of none, as a trained prompt is: Gemma 4 looks tokens up by it

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ptpipeline.models.kernels import LayerKeyValues
 from ptpipeline.models.memory import count_free_bytes
+from ptpipeline.models.operands import LayerKeyValues
 from ptpipeline.models.scores import Weights
 
 KEPT_SHARE = 0.5  # of the free memory, which the states of all layers may take

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models import kernels
-from ptpipeline.models.kernels import Heads, Rotation
+from ptpipeline.models.operands import Heads, Rotation
 from ptpipeline.models.traits import Kind
 
 SPAN = 128  # queries of a row whose scores are in memory at once

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ptpipeline.models import kernels
 from ptpipeline.models.kept import Kept, Normed, Saved
-from ptpipeline.models.kernels import AttentionGradients, HeadGradients, LayerKeyValues
 from ptpipeline.models.layout import Layout, Reads, RowPrompts, expand_to_rows, sum_over_rows
+from ptpipeline.models.operands import AttentionGradients, HeadGradients, LayerKeyValues
 
 if TYPE_CHECKING:
     from ptpipeline.models.decoder import FusedDecoder

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models import kernels
-from ptpipeline.models.kernels import HeadGradients, Heads, LayerKeyValues
 from ptpipeline.models.layout import Layout, Span
+from ptpipeline.models.operands import HeadGradients, Heads, LayerKeyValues
 
 
 class Weights(NamedTuple):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt, index_prompts, pad_batch, pad_left
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, PrefixCache, SoftPrompt, index_prompts, pad_batch, pad_left
 from ptpipeline.models.slots import Begun, Slots, align_right, show_to_model
 
 # Model types with this forward pass. UMT5 is T5-like too, but transformers 5 scales the states of its untied head.

@@ -8,13 +8,12 @@ Letters: B rows, S slots, L layers, kv key/value heads, d a head's width.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.inputs import PrefixCache
 
 CHUNK = 64  # tokens of every row for which there is room after the rows were moved once
 
@@ -27,7 +26,7 @@ class Begun(NamedTuple):
     """
 
     states: Tensor
-    caches: "tuple[PrefixCache, ...]"
+    caches: tuple[PrefixCache, ...]
 
 
 class Slots:
@@ -64,7 +63,7 @@ class Slots:
         slots = torch.arange(self.width + more, device=self._tensors[0].device)
         return slots[None] >= (self.width - self.lengths)[:, None]
 
-    def add(self, own: "PrefixCache") -> None:
+    def add(self, own: PrefixCache) -> None:
         """Let the entries of a cache, which is padded left, join behind the rows that are here."""
         count, longest = len(own.lengths), int(own.lengths.max())
         if not self._tensors:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ptpipeline.models.fetch import fetched, is_away
-from ptpipeline.models.kernels import ACTIVATIONS, Heads, Norm
+from ptpipeline.models.kernels import ACTIVATIONS
+from ptpipeline.models.operands import Heads, Norm
 
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")  # their frequencies do not change with the length
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, BaseModelError, DataError
 from ptpipeline.foreign import check_file, parsing, shorten
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.prompts.artifact import MAX_FOREIGN_BYTES, MAX_HEADER_BYTES, parse_header
 from ptpipeline.task.recipe import TextInit, Tune
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ptpipeline.errors import DataError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, SoftPrompt
 from ptpipeline.prompts.interpretation import MEASURES, PAIRS, Measure, NearTokens, Neighbour, Neighbours
 
 BLOCK = 2**21  # numbers of the vocabulary that are in memory as float64 at once: 16 MiB

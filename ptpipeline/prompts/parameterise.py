@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ptpipeline.models.frozen import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.task.recipe import Tune
 
 RESIDUAL_WIDTH = 800  # m; Razdaibiedina et al. 2023, the bottleneck of their code

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.foreign import parse_json, parsing, read_file, shorten
-from ptpipeline.models.frozen import KeyValues, SoftPrompt
+from ptpipeline.models.inputs import KeyValues, SoftPrompt
 from ptpipeline.prompts.artifact import MAX_MANIFEST_BYTES, MAX_VIRTUAL_TOKENS
 from ptpipeline.prompts.initialise import read_tensor, read_tensor_file
 from ptpipeline.prompts.tensors import name_tensors

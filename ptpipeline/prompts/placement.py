@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ptpipeline.errors import ContextError
-from ptpipeline.models.frozen import KeyValues, SoftPrompt
+from ptpipeline.models.inputs import KeyValues, SoftPrompt
 from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.records.prompts import Placement
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
 from ptpipeline.foreign import parsing
-from ptpipeline.models.frozen import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.models.load import DTYPES
 from ptpipeline.prompts.artifact import EMBEDDINGS, PREFIX, Artifact, check_tensors
 from ptpipeline.records.prompts import BaseModelRef, Members, PromptManifest, TensorInfo

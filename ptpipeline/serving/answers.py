@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ptpipeline.data.batches import group_by_length
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, PrefixCache
 from ptpipeline.progress import count
 from ptpipeline.serving.heads import share_heads
 from ptpipeline.serving.ranking import Query, rank

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.inputs import PrefixCache
 
 CACHE_BYTES = 512 * 2**20  # at P=16 on a base of 135M parameters, the caches of 728 versions in float32
 

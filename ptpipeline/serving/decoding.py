@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, ContextError, PtpError
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, stack_caches
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, PrefixCache, stack_caches
 from ptpipeline.models.slots import Slots
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.heads import WORTH, narrow, share_heads

@@ -18,7 +18,8 @@ from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.models.base import PreparedBase
 from ptpipeline.models.compute_type import choose_dtype
-from ptpipeline.models.frozen import FrozenBase, KeyValues, PrefixCache, SoftPrompt, stack_caches
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, PrefixCache, SoftPrompt, stack_caches
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt

@@ -30,7 +30,7 @@ from ptpipeline.errors import (
     TimedOut,
 )
 from ptpipeline.models.base import PreparedBase
-from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.inputs import KeyValues
 from ptpipeline.models.load import load_vocabulary
 from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.prompts.artifact import Artifact

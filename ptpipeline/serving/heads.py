@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, stack_caches
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, PrefixCache, stack_caches
 
 WORTH = 64  # tokens that one more pass over the weights has to save: fewer are computed in less time than it takes
 

@@ -16,7 +16,8 @@ from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.errors import ArtifactError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, PrefixCache
 from ptpipeline.progress import count
 from ptpipeline.serving.heads import WORTH, narrow, share_heads
 

@@ -12,7 +12,8 @@ import torch
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import is_cut
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import Direct
 from ptpipeline.prompts.peft import ForeignPrompt

@@ -13,7 +13,8 @@ from typing import Any
 from safetensors.torch import save
 
 from ptpipeline.errors import ArtifactError, NotFound, Overtaken, PreconditionFailed, PtpError
-from ptpipeline.models.frozen import FrozenBase, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import list_tensors
 from ptpipeline.records.base import digest_of
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import checkpoint_key

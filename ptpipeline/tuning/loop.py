@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError, TrainingError
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt, list_tensors, rebuild
 from ptpipeline.progress import advance, expect, phase
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.serving.answers import answer

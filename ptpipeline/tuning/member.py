@@ -14,7 +14,8 @@ from torch.nn import Parameter
 from ptpipeline.data.tokens import EncodedRow, TaskText
 from ptpipeline.errors import PtpError, TrainingError
 from ptpipeline.evaluation.metrics import measure
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt, list_tensors
 from ptpipeline.prompts.parameterise import Parameterisation, parameterise
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import round_to_stored

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ptpipeline.models.chat import digest_chat
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import RankOne
 from ptpipeline.prompts.tensors import pack

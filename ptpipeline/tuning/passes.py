@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.errors import PtpError, Terminal, place_of
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, PrefixCache, SoftPrompt
 
 FAILURES = (RuntimeError, ValueError, IndexError, Terminal)  # of one member: they end that member alone
 DISTILLATION = 0.9  # weight of a teacher beside the targets

@@ -21,7 +21,8 @@ from torch import Tensor, distributed
 
 from ptpipeline.errors import RankLost, SettingsError, TrainingError
 from ptpipeline.foreign import parse_json
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt, list_tensors
 from ptpipeline.tuning.passes import FAILURES, Backward, Example, Teachers, describe_failure
 
 # A rank waits while the first one evaluates and registers. Of a process that died the others hear at once

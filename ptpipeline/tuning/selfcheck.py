@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.models.memory import count_free_bytes
 from ptpipeline.tuning.passes import Backward, Example, concatenated_backward, shared_backward
 from ptpipeline.tuning.places import split_places

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, count_virtual_tokens
 from ptpipeline.prompts.initialise import read_tensor
 from ptpipeline.prompts.tensors import unpack
 from ptpipeline.records.versions import PRODUCTION

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ptpipeline.errors import ArtifactError, TrainingError
 from ptpipeline.foreign import parse_json, parsing
-from ptpipeline.models.frozen import list_tensors, rebuild
+from ptpipeline.models.inputs import list_tensors, rebuild
 from ptpipeline.records.prompts import CurvePoint, Dropped
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.member import Job, Member

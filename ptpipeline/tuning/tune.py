@@ -11,7 +11,8 @@ from ptpipeline.data.tokens import FreeText, TaskText, apply_scoring, is_cut, la
 from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
 from ptpipeline.models.chat import digest_chat, write_chat
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, count_virtual_tokens
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt, count_virtual_tokens
 from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, compute_file_bytes
 from ptpipeline.prompts.initialise import make_initial_prompt
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens, place_prompt

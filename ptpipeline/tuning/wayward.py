@@ -20,7 +20,8 @@ from ptpipeline.errors import DataError
 from ptpipeline.evaluation.metrics import measure
 from ptpipeline.evaluation.paired import Hypothesis, difference, mean_difference
 from ptpipeline.evaluation.texts import TextRows
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
 from ptpipeline.prompts.initialise import tokenize_text
 from ptpipeline.prompts.interpretation import Measure, Pulled, Wayward
 from ptpipeline.prompts.neighbours import embed_vocabulary, find_nearest, make_token_printer

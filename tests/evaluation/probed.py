@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ptpipeline.data.rows import Row
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, KeyValues, SoftPrompt
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations

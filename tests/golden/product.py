@@ -40,7 +40,7 @@ from ptpipeline.evaluation.probes.every import probes_digest
 from ptpipeline.gate import decide as gate
 from ptpipeline.gate.spending import Budget, question_digest
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.inputs import KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact, read_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward

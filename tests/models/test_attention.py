@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ptpipeline.models.attention import NAME, attend, use_fused_attention, use_short_rows
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import Input
+from ptpipeline.models.inputs import Input
 from ptpipeline.models.load import load_base
 from tests.models.families import family
 from tests.tiny import tiny_base

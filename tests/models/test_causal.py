@@ -7,7 +7,7 @@ import torch
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import Input, KeyValues, SoftPrompt, stack_caches
+from ptpipeline.models.inputs import Input, KeyValues, SoftPrompt, stack_caches
 from tests.models.families import FAMILIES, family
 
 ROWS = [[5, 6, 7, 8], [11, 12], [20, 21, 22, 23, 24, 25, 26, 27, 28], [3]]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ptpipeline.models import kept, layout
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.decoder import FusedDecoder
-from ptpipeline.models.frozen import Input
+from ptpipeline.models.inputs import Input
 from ptpipeline.models.traits import ARCHITECTURES
 from tests.models.families import FUSED, family
 

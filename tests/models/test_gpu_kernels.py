@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models import gpu_kernels, kernels
-from ptpipeline.models.kernels import Norm, Rotation
+from ptpipeline.models.operands import Norm, Rotation
 
 TYPES = [torch.float64, torch.float32, torch.bfloat16]
 

@@ -24,8 +24,8 @@ from ptpipeline.errors import BaseModelError
 from ptpipeline.models import memory
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.decoder import FusedDecoder
-from ptpipeline.models.frozen import Input, KeyValues, PrefixCache
 from ptpipeline.models.guards import check_causal, check_logits, check_prefix
+from ptpipeline.models.inputs import Input, KeyValues, PrefixCache
 from ptpipeline.models.load import _read_context_length, _read_start_token
 from ptpipeline.models.traits import UnknownTrait, read_longest
 from tests.models.families import FAMILIES, SIZES, family

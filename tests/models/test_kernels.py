@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptpipeline.models.kernels import Norm, accumulation_dtype, linear, normalise, normalise_backward, softmax_backward
+from ptpipeline.models.kernels import accumulation_dtype, linear, normalise, normalise_backward, softmax_backward
+from ptpipeline.models.operands import Norm
 
 ROUNDED = 1.02 * 2**-8  # of a number that is rounded once to bfloat16, with a little room
 

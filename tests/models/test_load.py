@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import FrozenBase, Input
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input
 from ptpipeline.models.load import _check_stored, _check_whole, load_base, load_vocabulary
 from ptpipeline.models.weights import Stored
 from ptpipeline.prompts.initialise import compute_activations

@@ -14,7 +14,8 @@ from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.fetch import fetched, is_away
-from ptpipeline.models.frozen import FrozenBase, Input, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, list_tensors
 from ptpipeline.models.load import load_base
 from ptpipeline.models.offload import (
     Rooms,

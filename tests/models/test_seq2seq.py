@@ -11,7 +11,7 @@ from transformers import BartConfig, PreTrainedTokenizerFast, T5Config, T5ForCon
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import PreparedBase, prepare_folder
-from ptpipeline.models.frozen import Input, KeyValues, stack_caches
+from ptpipeline.models.inputs import Input, KeyValues, stack_caches
 from ptpipeline.models.load import load_base
 from ptpipeline.models.seq2seq import Seq2SeqBase
 from tests.models.families import SEQ2SEQ_FAMILIES, T5_SIZES, seq2seq_family

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.inputs import PrefixCache
 from ptpipeline.models.slots import CHUNK, Slots
 
 LAYERS, HEADS, WIDTH = 2, 3, 4

@@ -10,7 +10,8 @@ import peft
 import torch
 from torch import Tensor
 
-from ptpipeline.models.frozen import FrozenBase, Input, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, SoftPrompt
 
 TEXT = [5, 17, 40, 8, 23]
 ANSWER = [3, 60]

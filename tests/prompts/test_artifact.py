@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from ptpipeline.errors import ArtifactError, BaseModelError, NotFound, TrainingError
-from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.inputs import KeyValues
 from ptpipeline.prompts.artifact import (
     MAX_HEADER_BYTES,
     MAX_VIRTUAL_TOKENS,

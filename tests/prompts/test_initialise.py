@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from ptpipeline.errors import BaseModelError, DataError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase, Input, KeyValues
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.initialise import (
     compute_activations,

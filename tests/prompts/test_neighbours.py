@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase, KeyValues
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, Neighbours
 from ptpipeline.prompts.neighbours import (

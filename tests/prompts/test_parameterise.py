@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptpipeline.models.frozen import KeyValues, SoftPrompt, list_tensors
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, list_tensors
 from ptpipeline.prompts.parameterise import parameterise
 from ptpipeline.task.recipe import Tune
 

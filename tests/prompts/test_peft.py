@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, SoftPrompt, list_tensors
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.peft import AdapterBase, build_npy_files, build_peft_files, read_foreign
 from tests.models.families import family, seq2seq_family

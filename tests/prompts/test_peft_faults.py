@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase, Input, SoftPrompt, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, SoftPrompt, list_tensors
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.initialise import make_initial_prompt
 from ptpipeline.prompts.parameterise import parameterise

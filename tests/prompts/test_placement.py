@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 
 from ptpipeline.errors import ContextError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase, Input, KeyValues
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens, drop_bos, place_prompt
 from ptpipeline.settings import Settings

@@ -3,7 +3,8 @@
 import torch
 
 from ptpipeline.data.tokens import LabelTokens
-from ptpipeline.models.frozen import FrozenBase, PrefixCache
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import PrefixCache
 from ptpipeline.serving.answers import Opening, answer, generate
 from ptpipeline.serving.ranking import Query
 from tests.models.families import family

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ptpipeline.errors import ArtifactError, DataError, NotFound, Overloaded, PtpError, TimedOut
-from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.inputs import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.batcher import Batcher

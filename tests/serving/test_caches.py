@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ptpipeline.errors import NotFound
-from ptpipeline.models.frozen import KeyValues, PrefixCache
+from ptpipeline.models.inputs import KeyValues, PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack_ensemble

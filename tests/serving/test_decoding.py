@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, ContextError
 from ptpipeline.models.base import prepare_folder
-from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, KeyValues, PrefixCache
 from ptpipeline.models.load import load_base
 from ptpipeline.records.prompts import ChatForm, Generation
 from ptpipeline.serving import decoding

@@ -8,7 +8,8 @@ import torch
 
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.causal import CausalBase, Extended
-from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, KeyValues, PrefixCache, SoftPrompt
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.serving.answers import Opening, generate
 from ptpipeline.serving.heads import WORTH, share_heads

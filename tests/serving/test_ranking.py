@@ -4,7 +4,7 @@ import torch
 
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import Input
+from ptpipeline.models.inputs import Input
 from ptpipeline.serving.ranking import Query, rank
 from tests.models.families import family
 

@@ -3,7 +3,8 @@
 import torch
 
 from ptpipeline.data.tokens import LabelTokens, apply_scoring, label_tokens
-from ptpipeline.models.frozen import FrozenBase, PrefixCache
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import PrefixCache
 from ptpipeline.records.prompts import Scoring
 from ptpipeline.serving.ranking import Query, compute_prior, rank
 from ptpipeline.task.template import parse_template

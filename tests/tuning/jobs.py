@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import torch
 
 from ptpipeline.data.tokens import EncodedRow, FreeText, LabelTokens, TaskText
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.records.prompts import Generation
 from ptpipeline.task.data import Data, Source

@@ -16,7 +16,7 @@ from torch import nn
 
 from ptpipeline.errors import ArtifactError, Overtaken, ServiceUnavailable
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import list_tensors
+from ptpipeline.models.inputs import list_tensors
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.task.policy import Gate

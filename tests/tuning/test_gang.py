@@ -5,7 +5,7 @@ import torch
 
 from ptpipeline.errors import TrainingError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import list_tensors, rebuild
+from ptpipeline.models.inputs import list_tensors, rebuild
 from ptpipeline.task.recipe import Tune
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job, Member, compute_learning_rate

@@ -7,7 +7,7 @@ import torch
 
 from ptpipeline.errors import TrainingError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import list_tensors
+from ptpipeline.models.inputs import list_tensors
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Member, Pull, compute_learning_rate, compute_token_norms

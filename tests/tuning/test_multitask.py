@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ptpipeline.errors import TrainingError
-from ptpipeline.models.frozen import Input
+from ptpipeline.models.inputs import Input
 from ptpipeline.prompts.parameterise import RankOne
 from ptpipeline.prompts.tensors import pack
 from ptpipeline.records.data import Snapshot, SplitInfo

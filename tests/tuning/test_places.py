@@ -14,7 +14,8 @@ from torch import nn
 
 from flows.stages.ingest import ingest
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt, count_virtual_tokens, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import Input, PrefixCache, SoftPrompt, count_virtual_tokens, list_tensors
 from ptpipeline.records.prompts import CurvePoint, Dropped
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.recipe import Rung

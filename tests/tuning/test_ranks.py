@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ptpipeline.errors import PtpError, SettingsError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import list_tensors
+from ptpipeline.models.inputs import list_tensors
 from ptpipeline.storage import FolderStore
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.loop import run_gang

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 
 from ptpipeline.errors import TaskFileError, TrainingError
-from ptpipeline.models.frozen import KeyValues, SoftPrompt
+from ptpipeline.models.inputs import KeyValues, SoftPrompt
 from ptpipeline.prompts.tensors import name_tensors, round_to_stored
 from ptpipeline.task.policy import Bytes, Checks, Gate
 from ptpipeline.task.recipe import Tune

@@ -9,7 +9,7 @@ import torch
 
 from ptpipeline.errors import BaseModelError, DataError, NotFound, TaskFileError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import KeyValues, SoftPrompt
+from ptpipeline.models.inputs import KeyValues, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.prompts.tensors import pack, pack_ensemble
 from ptpipeline.records.data import Snapshot, SplitInfo

@@ -10,7 +10,8 @@ from ptpipeline.data.snapshot import load_split, take_snapshot
 from ptpipeline.data.tokens import EncodedRow, FreeText, LabelTokens
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import SoftPrompt
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.initialise import tokenize_text
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, Wayward

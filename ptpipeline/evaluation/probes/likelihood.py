@@ -7,7 +7,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import FreeText, LabelTokens
 from ptpipeline.errors import ContextError
 from ptpipeline.evaluation.probes.queries import NOTHING, Known, cut_prompted, encode_bare, encode_prompted, score_rows
-from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.inputs import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.ranking import Query, rank

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ptpipeline.models.frozen import FrozenBase, KeyValues, list_tensors
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.inputs import KeyValues, list_tensors
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations, sample_vocabulary
 from ptpipeline.prompts.tensors import unpack

@@ -13,7 +13,7 @@ from ptpipeline.evaluation.probes import latency, norms
 from ptpipeline.evaluation.probes.latency import _compared_requests, measure_latency
 from ptpipeline.evaluation.probes.norms import measure_norms
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import Input, KeyValues, PrefixCache
+from ptpipeline.models.inputs import Input, KeyValues, PrefixCache
 from ptpipeline.prompts.initialise import compute_activations, sample_vocabulary
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.prompts import Scoring

@@ -11,7 +11,7 @@ from ptpipeline.data.tokens import FreeText, LabelTokens, TaskText
 from ptpipeline.evaluation.probes import likelihood
 from ptpipeline.evaluation.probes.likelihood import bare_likelihoods, prompted_likelihoods
 from ptpipeline.evaluation.probes.membership import _balance, attack, interval, measure_membership
-from ptpipeline.models.frozen import Input
+from ptpipeline.models.inputs import Input
 from ptpipeline.prompts.placement import build_text_encoder
 from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.engine import Question

@@ -11,7 +11,8 @@ from tests.flows.cli.pty_reader import watch_terminal
 
 SLOW = """
 import logging, sys, time
-from flows.cli.terminal import choose_display, log_plainly, say_progress
+from flows.cli.display import choose_display
+from flows.cli.terminal import log_plainly, say_progress
 from ptpipeline.progress import count, phase, watch
 log_plainly()
 display = choose_display()
