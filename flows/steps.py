@@ -16,6 +16,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 
+from flows.logs import write_plainly
 from flows.progress import Bars
 from flows.server.api import call
 from flows.stages.chain import hide_message
@@ -38,6 +39,7 @@ def open_context() -> Context:
 
     A store or ledger that is away is waited for, as in every step.
     """
+    write_plainly()
     for name in ("ptpipeline", "registry"):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect's extra loggers keep the root's level, WARNING
     context = Context.open(load_settings())

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from flows.logs import write_plainly
 from flows.stages.context import select_tasks
 from ptpipeline.errors import PtpError
 from ptpipeline.foreign import parse_json, parsing
@@ -101,6 +102,7 @@ def _show(model: dict[str, Any]) -> str:
 
 def main() -> None:
     """Watch until the process is ended; a failed look is logged and repeated."""
+    write_plainly()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("ptpipeline", "registry"):
         logging.getLogger(name).setLevel(logging.INFO)
