@@ -25,6 +25,9 @@ def test_a_rate_comes_back_with_time() -> None:
     with pytest.raises(Refusal, match="ask again in 2 s") as caught:
         bucket.take(2)
     assert (caught.value.status_code, caught.value.headers) == (429, {"Retry-After": "2"})
+    now[0] = 1.7
+    with pytest.raises(Refusal, match="ask again in 1 s"):  # not in 0
+        bucket.take(2)
     now[0] = 2.0
     bucket.take(2)
     now[0] = 1e6

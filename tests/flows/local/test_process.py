@@ -199,6 +199,16 @@ def test_flow_runs_are_those_of_the_stack_in_that_folder(tmp_path: Path) -> None
             psutil.Process(process.pid).kill()
 
 
+def test_of_a_run_that_started_processes_its_own_is_found(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "PTP_HOME": str(tmp_path), FLOW_RUN: "one"}
+    run = spawn(["sh", "-c", "sleep 60 & wait"], environment, tmp_path / "log")
+    try:
+        wait_for(lambda: psutil.Process(run.pid).children(), 30)
+        assert find_flow_runs(tmp_path) == {"one": run.model_copy(update={"port": None})}
+    finally:
+        stop(run)
+
+
 def test_only_who_listens_on_its_own_port_serves(started: Callable[..., Process]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
         taken = ours.getsockname()[1]
