@@ -187,7 +187,7 @@ def test_memory_is_that_of_the_descendants_too(started: Callable[..., Process]) 
 
 
 def test_a_socket_file_goes_with_who_made_it(started: Callable[..., Process], tmp_path: Path) -> None:
-    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1])\n"
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); unnamed = socket.socketpair()\n"
     server = started(code + SLEEP, str(tmp_path / "s"))
     assert (tmp_path / "s").is_socket()
     stop(server)
@@ -228,6 +228,15 @@ def test_only_who_listens_on_its_own_port_serves(started: Callable[..., Process]
         assert serves(server.model_copy(update={"port": free}))
         assert not serves(server.model_copy(update={"port": taken}))
         assert (is_free(taken), is_free(free)) == (False, False)
+
+
+def test_a_port_is_free_though_a_connection_of_its_last_server_is_still_ending() -> None:
+    """Else `ptp up` behind `ptp down` would take other ports."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()
+    assert is_free(port)
 
 
 def test_who_ended_serves_nothing(started: Callable[..., Process]) -> None:
