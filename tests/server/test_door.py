@@ -354,6 +354,13 @@ def test_every_answer_has_its_id_and_is_not_kept(anyone: Running) -> None:
         )
 
 
+def test_the_page_stands_in_no_other_page_and_runs_its_own_scripts_alone(anyone: Running) -> None:
+    headers = httpx.get(f"{anyone.url}/").headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert {policy[name] for name in ("default-src", "base-uri", "form-action", "frame-ancestors")} == {"'none'"}
+    assert (policy["script-src"], headers["x-frame-options"]) == ("'self'", "DENY")
+
+
 def test_many_clients_get_the_answers_of_one(anyone: Running) -> None:
     texts = ["the good film", "awful plot", "a dull story", "great scene"] * 8
     alone = [httpx.post(f"{anyone.url}/v1/classify", json=ASK | {"input": text}).json()["data"] for text in texts[:4]]

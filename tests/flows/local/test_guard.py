@@ -123,6 +123,11 @@ def test_a_foreign_host_or_origin_is_refused_with_the_credential_too(address: st
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+def test_a_browser_is_told_as_a_page_and_a_program_as_a_line(address: str) -> None:
+    kinds = [httpx.get(address, headers={"accept": kind}).headers["content-type"] for kind in ("text/html", "*/*")]
+    assert kinds == ["text/html; charset=utf-8", "text/plain; charset=utf-8"]
+
+
 def test_own_pages_may_post(address: str) -> None:
     assert httpx.post(address, auth=OWNER, headers={"origin": address}).status_code == 200
     local = address.replace("127.0.0.1", "localhost")
@@ -174,6 +179,14 @@ def test_a_forged_old_or_foreign_link_signs_nobody_in(address: str, monkeypatch:
         answer = httpx.get(f"{address}{LOGIN_PATH}", params={"token": wrong})
         assert (answer.status_code, answer.headers.get("set-cookie")) == (403, None)
     assert httpx.get(good).status_code == 200
+
+
+def test_a_link_comes_into_no_log(address: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = login_link(address, ":".join(OWNER))
+    assert httpx.get(link).status_code == 200
+    log = (tmp_path_factory.getbasetemp() / "guarded0" / "log").read_text()
+    assert "Uvicorn running on" in log
+    assert LOGIN_PATH not in log
 
 
 def test_two_stacks_of_one_machine_have_cookies_of_their_own(address: str) -> None:
