@@ -22,7 +22,12 @@ def choose_ports(requested: Ports, recorded: Mapping[str, int], running: Collect
     Raises StackError if a requested port is busy, requested twice, not the one of a running server, or if none is free.
     """
     chosen: dict[str, int] = {}
-    wanted = [port for port in requested.model_dump().values() if port is not None]
+    wanted = [
+        port
+        for name in DEFAULT_PORTS
+        if (given := getattr(requested, name)) is not None
+        for port in _list_ports(name, given)
+    ]
     for name in DEFAULT_PORTS:
         given = getattr(requested, name)
         if name in running:
@@ -45,13 +50,14 @@ def choose_ports(requested: Ports, recorded: Mapping[str, int], running: Collect
                 )
             chosen[name] = given
         else:
-            chosen[name] = _next_free_port(name, recorded[name], {*chosen.values(), *wanted})
+            others = {port for other in chosen for port in _list_ports(other, chosen[other])}
+            chosen[name] = _next_free_port(name, recorded[name], {*others, *wanted})
     return chosen
 
 
 def _next_free_port(name: str, first: int, taken: set[int]) -> int:
     for port in range(first, LAST_PORT + 1):
-        if _is_usable(name, port) and port not in taken:
+        if _is_usable(name, port) and taken.isdisjoint(_list_ports(name, port)):
             return port
     option = "s3" if name == "storage" else name
     raise StackError(f"no port from {first} to {LAST_PORT} is free for {name}: name one by `ptp up --{option}-port`")
@@ -59,3 +65,8 @@ def _next_free_port(name: str, first: int, taken: set[int]) -> int:
 
 def _is_usable(name: str, port: int) -> bool:
     return fits_weed(port) if name == "storage" else is_free(port)
+
+
+def _list_ports(name: str, port: int) -> list[int]:
+    """Return the ports that a server takes beside the one that it is given, and that one."""
+    return [port, port + GRPC_OFFSET] if name == "storage" else [port]

@@ -132,16 +132,21 @@ def stop(process: Process) -> None:
 
 
 def find_flow_runs(home: Path) -> dict[str, Process]:
-    """Return the running flow runs of the stack in that folder, by the run's id, even if their worker is gone."""
-    runs = {}
+    """Return the running flow runs of the stack in that folder, by the run's id, even if their worker is gone.
+
+    What a run started inherits its environment: of such a tree only the root is the run.
+    """
+    found, parents = {}, {}
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-            if environment.get("PTP_HOME") == str(home) and environment.get(FLOW_RUN):
-                runs[environment[FLOW_RUN]] = Process(pid=process.pid, created=process.create_time())
+            if environment.get("PTP_HOME") == str(home) and (run := environment.get(FLOW_RUN)):
+                parents[process.pid] = process.ppid()
+                found[process.pid] = run, Process(pid=process.pid, created=process.create_time())
         except (psutil.Error, OSError):
             continue
-    return runs
+    runs = {pid: run for pid, (run, _) in found.items()}
+    return {run: process for pid, (run, process) in found.items() if runs.get(parents[pid]) != run}
 
 
 def memory(process: Process) -> int:

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,7 +114,8 @@ def mark_prefix(home: Path) -> str:
 
 def _storage(config: StackConfig) -> Server:
     port = config.ports["storage"]
-    ports = dict(zip(("master", "volume", "filer", "admin"), _choose_inner_ports(port + 1, 4), strict=True))
+    inner = _choose_inner_ports(port + 1, 4, config.ports.values())
+    ports = dict(zip(("master", "volume", "filer", "admin"), inner, strict=True))
     options = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     # From the state of an earlier run, its raft would never rest (3 % of a core); volumes report all that it needs.
     options += ["-master.resumeState=false"]
@@ -194,10 +195,13 @@ def _is_taken(path: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) or os.geteuid() not in (0, found.st_uid)
 
 
-def _choose_inner_ports(first: int, count: int) -> list[int]:
-    """Return the first ports that are free with those of their gRPC; raise StackError if there are too few."""
-    candidates = (port for port in range(first, 2**16 - GRPC_OFFSET) if fits_weed(port))
-    ports = list(itertools.islice(candidates, count))
+def _choose_inner_ports(first: int, count: int, taken: Collection[int]) -> list[int]:
+    """Return the first ports that are free with those of their gRPC; raise StackError if there are too few.
+
+    taken: of servers that may start later.
+    """
+    candidates = (port for port in range(first, 2**16 - GRPC_OFFSET) if not {port, port + GRPC_OFFSET} & {*taken})
+    ports = list(itertools.islice(filter(fits_weed, candidates), count))
     if len(ports) < count:
         raise StackError(
             f"behind port {first - 1} of the storage are no {count} free ones that are free {GRPC_OFFSET} further too: "

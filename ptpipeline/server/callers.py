@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import stat
@@ -80,7 +81,10 @@ class Bucket:
         if texts > self._left:
             wait = (texts - self._left) * 60 / self.per_minute
             raise Refusal(
-                429, f"more than {self.per_minute} texts a minute: ask again in {wait:.0f} s", "rate_limited", wait
+                429,
+                f"more than {self.per_minute} texts a minute: ask again in {math.ceil(wait)} s",
+                "rate_limited",
+                wait,
             )
         self._left -= texts
 

@@ -57,9 +57,7 @@ def make_router(service: Service, ending: Ending) -> APIRouter:
         found = await asyncio.to_thread(_find_all, service, request)
         state, caller = service.live.observe(), caller_of(request)
         refused = {  # the reason may say where the store is
-            (one.task, one.alias): "the server's log says why" if caller.tasks else one.reason
-            for one in state.refused
-            if caller.may_use(one.task)
+            (one.task, one.alias): "the server's log says why" if caller.tasks else one.reason for one in state.refused
         }
         answer = {
             "store_age_seconds": state.away,

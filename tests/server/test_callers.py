@@ -25,6 +25,9 @@ def test_a_rate_comes_back_with_time() -> None:
     with pytest.raises(Refusal, match="ask again in 2 s") as caught:
         bucket.take(2)
     assert (caught.value.status_code, caught.value.headers) == (429, {"Retry-After": "2"})
+    now[0] = 1.7
+    with pytest.raises(Refusal, match="ask again in 1 s"):  # not in 0
+        bucket.take(2)
     now[0] = 2.0
     bucket.take(2)
     now[0] = 1e6
@@ -58,6 +61,9 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path: Path, body: bytes) -> Non
     with pytest.raises(SettingsError, match="not a file of tokens") as caught:
         read_tokens(path)
     assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match="not a file of tokens"):
+        make_token(path, "me", [], None)
+    assert list(tmp_path.iterdir()) == [path]  # nothing is made beside it
 
 
 def test_a_token_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
@@ -122,12 +128,26 @@ def test_a_file_that_was_replaced_is_read_again_whatever_its_time_and_size(tmp_p
     assert (tokens.find(first), bool(tokens.find(second))) == (None, True)
 
 
-def test_a_file_that_is_gone_lets_nobody_in_any_more(tmp_path: Path) -> None:
+def test_a_file_that_was_edited_in_its_place_is_read_again_whatever_its_size(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
+    tokens, token = Tokens(path), make_token(path, "me", [], 7)
+    assert tokens.find(token)
+    path.write_text(path.read_text().replace('"per_minute": 7', '"per_minute": 8'))
+    os.utime(path, (0, 0))
+    found = tokens.find(token)
+    assert found
+    assert found.bucket
+    assert found.bucket.per_minute == 8
+
+
+def test_a_file_that_is_gone_lets_nobody_in_until_it_is_back(tmp_path: Path) -> None:
+    path, away = tmp_path / "tokens.json", tmp_path / "away.json"
     tokens, token = Tokens(path), make_token(path, "me", [], None)
     assert tokens.find(token)
-    path.unlink()
+    path.rename(away)
     assert (tokens.find(token), len(tokens)) == (None, 0)
+    away.rename(path)
+    assert tokens.find(token)
 
 
 def test_no_file_lets_nobody_in(tmp_path: Path) -> None:

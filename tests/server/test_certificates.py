@@ -1,13 +1,15 @@
 """A certificate that is renewed on disk is used by the next connections, and a broken one by none."""
 
+import os
 import ssl
 import time
 from pathlib import Path
 
 import pytest
 
+from ptpipeline.errors import SettingsError
 from ptpipeline.server import listen
-from ptpipeline.server.certificates import Certificate
+from ptpipeline.server.certificates import Certificate, open_certificate
 from ptpipeline.server.listen import Address
 from tests.server.serving import running
 from tests.server.test_listen import make_pair
@@ -57,3 +59,13 @@ def test_a_server_shows_a_renewed_certificate_without_a_restart(
         while ssl.get_server_certificate(place) != pair[0].read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_certificate_has_a_key_and_both_are_files(tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path)
+    for pair in ((certificate, None), (None, key)):
+        with pytest.raises(SettingsError, match="TLS takes both --tls-cert and --tls-key"):
+            open_certificate(*pair)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="cannot be used"):  # and nobody waits for who writes into it
+        open_certificate(tmp_path / "pipe", key)

@@ -14,10 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from ptpipeline.errors import BaseModelError, ContextError, PtpError, TimedOut
-from ptpipeline.server.door import _check_own
+from ptpipeline.server.door import Door, Ending, _check_own
 from ptpipeline.server.limits import Limits
+from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.task.template import Fields
@@ -97,6 +99,13 @@ def test_what_a_form_can_send_is_refused(anyone: Running, kind: str) -> None:
 
 
 # ---------------------------------------------------------------- size and time
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Type": "Application/JSON; charset=utf-8"}, {"Content-Encoding": "Identity"}]
+)
+def test_json_is_known_however_its_header_is_written(anyone: Running, headers: dict[str, str]) -> None:
+    assert httpx.post(f"{anyone.url}/v1/classify", json=ASK, headers=headers).status_code == 200
 
 
 def test_a_large_body_is_refused_by_its_head(anyone: Running) -> None:
@@ -231,6 +240,26 @@ def test_a_client_that_leaves_ends_what_it_asked(
     assert re.search(f"POST {path} .* {200 if body.get('stream') else 499} in ", caplog.text)
 
 
+def test_what_fails_behind_the_begin_of_an_answer_sends_no_second_one() -> None:
+    """The client would take it for a part of the first."""
+
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("it grew too long")
+
+    scope = {"type": "http", "method": "GET", "path": "/healthz", "headers": [(b"host", b"127.0.0.1")]}
+    asked, sent = [{"type": "http.request"}], list[Message]()
+
+    async def receive() -> Message:
+        return asked.pop() if asked else await asyncio.get_running_loop().create_future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(Door(fail, None, Limits(), Metrics(None, None), Ending())(scope, receive, send))  # type: ignore[arg-type]
+    assert [(message["type"], message["status"]) for message in sent] == [("http.response.start", 200)]
+
+
 # ---------------------------------------------------------------- the log
 
 
@@ -323,6 +352,13 @@ def test_every_answer_has_its_id_and_is_not_kept(anyone: Running) -> None:
             "no-store",
             "nosniff",
         )
+
+
+def test_the_page_stands_in_no_other_page_and_runs_its_own_scripts_alone(anyone: Running) -> None:
+    headers = httpx.get(f"{anyone.url}/").headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert {policy[name] for name in ("default-src", "base-uri", "form-action", "frame-ancestors")} == {"'none'"}
+    assert (policy["script-src"], headers["x-frame-options"]) == ("'self'", "DENY")
 
 
 def test_many_clients_get_the_answers_of_one(anyone: Running) -> None:

@@ -9,9 +9,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ptpipeline.server.metrics import RECENT, Figures, Metrics
+from ptpipeline.serving.answerer import Load
+from ptpipeline.serving.live import Live
 from ptpipeline.serving.served import Served
+from ptpipeline.storage import FolderStore
 from tests.server.serving import Running, running
-from tests.serving.registered import a_prompt
+from tests.serving.registered import TASK, OnEngine, a_prompt, add_version, point
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 
@@ -61,6 +64,27 @@ def test_the_page_is_told_the_median_and_the_slowest_of_the_last_answers() -> No
     found = metrics.figures("a" * 64)
     assert (found.answers, found.errors) == (2 * (RECENT + 1), RECENT + 1)
     assert (found.median_ms, found.slowest_ms) == pytest.approx((300, 300))
+
+
+class Counted:
+    """An answerer that has done so much."""
+
+    def observe(self) -> Load:
+        return Load(11, 12, 13, 14, 15, 16, 17, alive=True)
+
+
+def test_each_figure_is_told_under_its_name_also_before_the_store_was_reached(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    live = Live(store, OnEngine(), tmp_path / "home")
+    told = Metrics(live, Counted()).render().decode()  # type: ignore[arg-type]
+    figures = dict(re.findall(r"^ptp_serve_(\w+) (.+)$", told, re.MULTILINE))
+    assert figures == {
+        "waiting": "11.0", "generating": "12.0", "batches_total": "13.0", "batched_texts_total": "14.0",
+        "cache_bytes": "15.0", "cache_hits_total": "16.0", "cache_misses_total": "17.0", "held_versions": "0.0",
+    }  # fmt: skip
+    point(store, 1, add_version(store, a_prompt(" yes"), 1), 7)
+    live.poll()
+    assert f'ptp_serve_version{{alias="production",task="{TASK}"}} 1.0' in Metrics(live, Counted()).render().decode()  # type: ignore[arg-type]
 
 
 def test_a_stranger_cannot_make_new_series(served: Running) -> None:

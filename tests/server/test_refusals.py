@@ -20,6 +20,20 @@ from ptpipeline.server.refusals import Refusal, refuse
 
 
 @pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+    ],
+)
+def test_the_kind_of_a_refusal_is_that_of_openais_api(status: int, kind: str) -> None:
+    assert Refusal(status, "why", "code").to_json()["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(
     ("error", "status", "code", "wait"),
     [
         (Overloaded("why", 7.2), 429, "overloaded", "8"),
@@ -55,6 +69,6 @@ def test_an_error_of_the_server_is_for_its_log_alone(
     assert f"req-1: {error}" in caplog.text
 
 
-@pytest.mark.parametrize(("seconds", "header"), [(0.1, "1"), (1.0, "1"), (1.2, "2")])
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.1, "1"), (1.0, "1"), (1.2, "2")])
 def test_nobody_is_told_to_try_again_too_early(seconds: float, header: str) -> None:
     assert (Refusal(429, "full", "overloaded", seconds).headers or {})["Retry-After"] == header

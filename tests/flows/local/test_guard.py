@@ -22,12 +22,15 @@ from flows.local.process import is_alive, spawn, stop
 
 OWNER = ("ptp", "a secret of the test")
 BEHIND = """\
+import os
+
 async def app(scope, receive, send):
     if scope["type"] == "http":
         while scope["path"] == "/slow" and (await receive())["more_body"]:
             pass
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": f"{scope['method']} {scope['path']}".encode()})
+        kept = " kept" * ("PTP_STACK_CREDENTIAL" in os.environ)
+        await send({"type": "http.response.body", "body": f"{scope['method']} {scope['path']}{kept}".encode()})
     elif scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept", "subprotocol": (scope["subprotocols"] or [None])[0]})
@@ -77,6 +80,8 @@ def serve(folder: Path, application: str) -> Iterator[str]:
 def test_a_program_with_the_credential_passes(address: str) -> None:
     answer = httpx.put(f"{address}/thing", auth=OWNER)
     assert (answer.status_code, answer.text) == (200, "PUT /thing")
+    given = httpx.BasicAuth(*OWNER)._auth_header.replace("Basic", "basic")
+    assert httpx.get(f"{address}/thing", headers={"authorization": given}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -86,13 +91,14 @@ def test_a_program_with_the_credential_passes(address: str) -> None:
 def test_without_the_credential_nothing_passes(address: str, header: str) -> None:
     answer = httpx.get(f"{address}/thing", headers={"authorization": header})
     assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Link ")  # a browser asks for no password
     assert "run `ptp open`" in answer.text
 
 
 def test_a_second_authorization_does_not_pass(address: str) -> None:
     right = httpx.BasicAuth(*OWNER)._auth_header
-    answer = httpx.get(address, headers=[("authorization", "Basic eDp5"), ("authorization", right)])
-    assert answer.status_code == 401
+    for both in (("Basic eDp5", right), (right, "Basic eDp5")):
+        assert httpx.get(address, headers=[("authorization", one) for one in both]).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -117,6 +123,11 @@ def test_a_foreign_host_or_origin_is_refused_with_the_credential_too(address: st
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+def test_a_browser_is_told_as_a_page_and_a_program_as_a_line(address: str) -> None:
+    kinds = [httpx.get(address, headers={"accept": kind}).headers["content-type"] for kind in ("text/html", "*/*")]
+    assert kinds == ["text/html; charset=utf-8", "text/plain; charset=utf-8"]
+
+
 def test_own_pages_may_post(address: str) -> None:
     assert httpx.post(address, auth=OWNER, headers={"origin": address}).status_code == 200
     local = address.replace("127.0.0.1", "localhost")
@@ -128,12 +139,16 @@ def test_own_pages_may_post(address: str) -> None:
 
 def test_a_link_signs_a_browser_in_once(address: str) -> None:
     link = login_link(address, ":".join(OWNER), "/#/models/fruit")
+    assert httpx.head(link).status_code == 401  # a program that only looks at a link does not use it up
     with httpx.Client() as browser:
         signed_in = browser.get(link)
         assert f"url={address}/#/models/fruit" in signed_in.text
+        assert signed_in.headers["referrer-policy"] == "no-referrer"  # its address is the token
+        assert signed_in.headers["cache-control"] == "no-store"
         cookie = signed_in.headers["set-cookie"].lower()
         assert "httponly" in cookie
         assert "samesite=strict" in cookie
+        assert "max-age=43200" in cookie  # it outlives the browser, for twelve hours
         assert browser.get(f"{address}/thing").text == "GET /thing"
         assert browser.get(link).status_code == 200  # it is signed in
         assert browser.post(address, headers={"origin": "http://evil.example"}).status_code == 403
@@ -164,6 +179,20 @@ def test_a_forged_old_or_foreign_link_signs_nobody_in(address: str, monkeypatch:
         answer = httpx.get(f"{address}{LOGIN_PATH}", params={"token": wrong})
         assert (answer.status_code, answer.headers.get("set-cookie")) == (403, None)
     assert httpx.get(good).status_code == 200
+
+
+def test_a_link_comes_into_no_log(address: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = login_link(address, ":".join(OWNER))
+    assert httpx.get(link).status_code == 200
+    log = (tmp_path_factory.getbasetemp() / "guarded0" / "log").read_text()
+    assert "Uvicorn running on" in log
+    assert LOGIN_PATH not in log
+
+
+def test_two_stacks_of_one_machine_have_cookies_of_their_own(address: str) -> None:
+    """A browser sends the cookies of one port to all."""
+    name = httpx.get(login_link(address, ":".join(OWNER))).headers["set-cookie"].partition("=")[0]
+    assert name != guard.Guard(None, "ptp:another secret")._cookie  # type: ignore[arg-type]
 
 
 def test_a_token_of_a_link_is_no_session(address: str) -> None:

@@ -59,6 +59,18 @@ def test_a_port_for_the_storage_is_busy_if_that_of_its_grpc_is() -> None:
         choose_ports(Ports(storage=storage), recorded(storage, mlflow, prefect), {})
 
 
+def test_no_server_is_given_the_port_of_the_storages_grpc() -> None:
+    storage, one, two = free_ports(3)
+    grpc = storage + GRPC_OFFSET
+    before = recorded(storage, grpc, one)
+    chosen = choose_ports(Ports(), before, {})
+    assert (chosen["storage"], chosen["mlflow"] > grpc) == (storage, True)
+    chosen = choose_ports(Ports(mlflow=grpc), before, {})
+    assert (chosen["storage"] > storage, chosen["mlflow"]) == (True, grpc)
+    with pytest.raises(StackError, match=f"port {grpc} is given for two servers"):
+        choose_ports(Ports(storage=storage, prefect=grpc), recorded(storage, one, two), {})
+
+
 def test_the_last_port_may_be_taken_and_behind_it_there_is_none() -> None:
     """A person may have named it, and `ptp up` takes the port of before."""
     with ExitStack() as taken:

@@ -63,7 +63,7 @@ KILLER = (
     "import os, signal, subprocess, sys, time\n"
     "ours = {**os.environ, 'PREFECT__FLOW_RUN_ID': 'one'}\n"
     "child = subprocess.Popen([sys.executable, '-c', *sys.argv[1:]], env=ours)\n"
-    "signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit()))\n"
+    "signal.signal(signal.SIGTERM, lambda *_: (child.kill(), open(sys.argv[2] + '.told', 'w'), sys.exit()))\n"
 ) + SLEEP
 SERVER = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n" + SLEEP
 
@@ -138,7 +138,18 @@ def test_a_run_ends_behind_its_checkpoint_before_its_worker_is_told(
     began = time.monotonic()
     stop(worker)
     assert (is_alive(worker), (tmp_path / "checkpoint").read_text()) == (False, "checkpoint")
+    assert (tmp_path / "checkpoint.told").exists()  # it may report its runs
     assert time.monotonic() - began < module._RUN_SECONDS
+
+
+def test_a_run_is_no_worker_though_it_started_processes_and_has_the_time_of_a_run(
+    started: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REPORT_SECONDS", 0.1)
+    monkeypatch.setenv(FLOW_RUN, "one")
+    run = started("import subprocess\nsubprocess.Popen(['sleep', '60'])\n" + RUN, str(tmp_path / "checkpoint"))
+    stop(run)
+    assert (tmp_path / "checkpoint").read_text() == "checkpoint"
 
 
 def test_a_worker_that_an_interrupted_stop_left_suspended_is_not_alive_and_ends(
@@ -176,7 +187,7 @@ def test_memory_is_that_of_the_descendants_too(started: Callable[..., Process]) 
 
 
 def test_a_socket_file_goes_with_who_made_it(started: Callable[..., Process], tmp_path: Path) -> None:
-    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1])\n"
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); unnamed = socket.socketpair()\n"
     server = started(code + SLEEP, str(tmp_path / "s"))
     assert (tmp_path / "s").is_socket()
     stop(server)
@@ -199,6 +210,16 @@ def test_flow_runs_are_those_of_the_stack_in_that_folder(tmp_path: Path) -> None
             psutil.Process(process.pid).kill()
 
 
+def test_of_a_run_that_started_processes_its_own_is_found(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "PTP_HOME": str(tmp_path), FLOW_RUN: "one"}
+    run = spawn(["sh", "-c", "sleep 60 & wait"], environment, tmp_path / "log")
+    try:
+        wait_for(lambda: psutil.Process(run.pid).children(), 30)
+        assert find_flow_runs(tmp_path) == {"one": run.model_copy(update={"port": None})}
+    finally:
+        stop(run)
+
+
 def test_only_who_listens_on_its_own_port_serves(started: Callable[..., Process]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
         taken = ours.getsockname()[1]
@@ -207,6 +228,15 @@ def test_only_who_listens_on_its_own_port_serves(started: Callable[..., Process]
         assert serves(server.model_copy(update={"port": free}))
         assert not serves(server.model_copy(update={"port": taken}))
         assert (is_free(taken), is_free(free)) == (False, False)
+
+
+def test_a_port_is_free_though_a_connection_of_its_last_server_is_still_ending() -> None:
+    """Else `ptp up` behind `ptp down` would take other ports."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()
+    assert is_free(port)
 
 
 def test_who_ended_serves_nothing(started: Callable[..., Process]) -> None:
@@ -246,6 +276,14 @@ def test_of_marked_processes_the_root_is_found_and_no_flow_run(tmp_path: Path, m
     finally:
         for process in (root, run, other):
             stop(process)
+
+
+def test_a_process_runs_in_its_folder_and_its_log_keeps_what_was_there(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("why the one before it ended\n")
+    process = spawn(["pwd"], {"PATH": os.environ["PATH"]}, log, folder=tmp_path)
+    wait_for(lambda: not is_alive(process), 30, 0.02)
+    assert log.read_text() == f"why the one before it ended\n{tmp_path}\n"
 
 
 def test_what_never_ran_is_not_alive() -> None:

@@ -55,15 +55,15 @@ def test_a_mark_names_the_stack_the_server_and_its_make(tmp_path: Path) -> None:
 def test_inner_ports_are_free_with_those_of_their_grpc() -> None:
     first = next(port for port in free_ports(20) if port + GRPC_OFFSET + 50 <= 65_535 and port < servers.LAST_PORT - 50)
     with socket.create_server(("127.0.0.1", first + GRPC_OFFSET)):
-        one, two = servers._choose_inner_ports(first, 2)
+        one, two = servers._choose_inner_ports(first, 2, [])
     assert first < one < two
 
 
 @pytest.fixture
 def socket_file() -> Iterator[tuple[int, Path]]:
     """A free port with that of its gRPC, and where SeaweedFS's master would make a socket for the latter."""
-    port = next(port for port in free_ports(20) if servers.fits_weed(port))
-    path = Path(GRPC_SOCKET.format(name="master", port=port + GRPC_OFFSET))
+    paths = {port: Path(GRPC_SOCKET.format(name="master", port=port + GRPC_OFFSET)) for port in free_ports(100)}
+    port, path = next((port, path) for port, path in paths.items() if servers.fits_weed(port) and not path.exists())
     yield port, path
     if path.is_dir():
         path.rmdir()
@@ -74,7 +74,7 @@ def test_a_port_whose_socket_cannot_be_made_is_passed_over(socket_file: tuple[in
     port, path = socket_file
     path.mkdir()
     assert not servers.fits_weed(port)
-    assert port not in servers._choose_inner_ports(port, 2)
+    assert port not in servers._choose_inner_ports(port, 2, [])
 
 
 def test_a_socket_that_an_own_server_left_behind_is_in_nobodys_way(socket_file: tuple[int, Path]) -> None:
@@ -95,7 +95,13 @@ def test_a_socket_of_another_user_takes_its_port(socket_file: tuple[int, Path]) 
     in_child(as_nobody, ends=0)
 
 
+def test_inner_ports_are_none_of_the_other_servers_which_start_behind_them() -> None:
+    first, second, *_ = servers._choose_inner_ports(free_ports(1)[0], 4, [])
+    one, *_ = servers._choose_inner_ports(first, 1, [first, second + GRPC_OFFSET])
+    assert one > second
+
+
 def test_inner_ports_lie_behind_the_last_port_too_and_end_where_ports_end() -> None:
-    assert len(servers._choose_inner_ports(servers.LAST_PORT + 1, 4)) == 4
+    assert len(servers._choose_inner_ports(servers.LAST_PORT + 1, 4, [])) == 4
     with pytest.raises(StackError, match="name a lower port by `ptp up --s3-port`"):
-        servers._choose_inner_ports(2**16 - GRPC_OFFSET - 3, 4)
+        servers._choose_inner_ports(2**16 - GRPC_OFFSET - 3, 4, [])

@@ -6,18 +6,20 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from benchmarks.fixtures.s3_server import free_ports
 from flows.local import stack
-from flows.local.process import MARK, Process, is_alive, read_mark, spawn, stop
+from flows.local.ports import Ports
+from flows.local.process import FLOW_RUN, MARK, Process, find_flow_runs, find_marked, is_alive, read_mark, spawn, stop
 from flows.local.servers import Server, StackConfig, mark_prefix, worker_settings
 from flows.local.stack import Stack, _changed_settings, down, read, status
 from ptpipeline.errors import StackError
 from tests.processes import in_child
+from tests.waiting import wait_for
 
 Sleeping = Callable[..., Process]
 
@@ -35,6 +37,17 @@ def sleeping(tmp_path: Path) -> Iterator[Sleeping]:
             return process
 
         yield start
+
+
+@contextmanager
+def at_work(home: Path) -> Iterator[Process]:
+    """A flow run of the stack, whose worker is gone."""
+    run = spawn(["sleep", "60"], {"PATH": os.environ["PATH"], "PTP_HOME": str(home), FLOW_RUN: "one"}, home / "log")
+    try:
+        wait_for(lambda: find_flow_runs(home), 30, 0.01)
+        yield run
+    finally:
+        stop(run)
 
 
 # ---------------------------------------------------------------- settings
@@ -67,7 +80,9 @@ def test_a_worker_with_todays_settings_has_none_that_changed(
 # ---------------------------------------------------------------- what runs already
 
 
-def test_only_recorded_servers_of_todays_make_are_kept(tmp_path: Path, sleeping: Sleeping) -> None:
+def test_only_recorded_servers_of_todays_make_are_kept(
+    tmp_path: Path, sleeping: Sleeping, caplog: pytest.LogCaptureFixture
+) -> None:
     config = StackConfig(tmp_path, {}, {})
     current, older = sleeping(config.mark("storage")), sleeping(f"{mark_prefix(tmp_path)}prefect/0")
     unrecorded, other = sleeping(config.mark("mlflow")), sleeping(f"{mark_prefix(tmp_path / 'other')}mlflow/6")
@@ -75,6 +90,22 @@ def test_only_recorded_servers_of_todays_make_are_kept(tmp_path: Path, sleeping:
     kept = stack._keep_current(tmp_path, {"storage": current, "prefect": older, "worker": ended})
     assert kept == {"storage": current}
     assert [is_alive(process) for process in (current, older, unrecorded, other)] == [True, False, False, True]
+    assert [record.args for record in caplog.records] == [("prefect",)]  # the worker did not run
+
+
+def test_a_worker_with_other_settings_is_started_anew_unless_a_run_is_at_work(
+    tmp_path: Path, sleeping: Sleeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PTP_DTYPE", raising=False)
+    stack._write(tmp_path, Stack(settings={"prefect": f"http://127.0.0.1:{free_ports(1)[0]}/api"}, processes={}))
+    mark = StackConfig(tmp_path, {}, {}).mark("worker")
+    worker = sleeping(mark, **worker_settings(tmp_path), PTP_DTYPE="float32")
+    told = r"PTP_DTYPE float32 -> unset\), and flow run one is at work: `ptp up` again when it has ended"
+    with at_work(tmp_path), pytest.raises(StackError, match=told):
+        stack._keep_current(tmp_path, {"worker": worker})
+    assert is_alive(worker)
+    assert stack._keep_current(tmp_path, {"worker": worker}) == {}
+    assert not is_alive(worker)
 
 
 @pytest.mark.parametrize(("port", "stays"), [(8333, True), (8334, False)])
@@ -86,6 +117,21 @@ def test_who_was_told_a_port_that_moved_is_started_anew(sleeping: Sleeping, port
 
 
 # ---------------------------------------------------------------- starting
+
+
+def test_a_start_that_fails_leaves_nothing_that_runs_and_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def define(name: str, config: StackConfig) -> Server:
+        command = ["sleep", "60"] if name == "storage" else ["sh", "-c", "exit 1"]
+        environment = {"PATH": os.environ["PATH"], MARK: config.mark(name)}
+        return Server(name, command, environment, lambda _: name == "storage")
+
+    monkeypatch.setattr(stack, "define_server", define)
+    storage, mlflow, prefect = free_ports(3)
+    with pytest.raises(StackError, match="prefect died while starting"):
+        stack.up(tmp_path, Ports(storage=storage, mlflow=mlflow, prefect=prefect))
+    assert (find_marked(mark_prefix(tmp_path)), read(tmp_path)) == ([], None)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +172,47 @@ def test_no_stack_is_started_in_another_users_folder() -> None:
         assert list(Path(folder).iterdir()) == []
 
 
+def test_an_error_shows_the_end_of_a_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("".join(f"{number}\n" for number in range(100)))
+    assert stack._tail(tmp_path / "log") == " | ".join(map(str, range(85, 100)))
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_down_ends_what_is_recorded_and_what_is_not_and_keeps_the_record(tmp_path: Path, sleeping: Sleeping) -> None:
+    mark = StackConfig(tmp_path, {}, {}).mark
+    servers = [sleeping(mark("storage")), sleeping(mark("mlflow"))]
+    stack._write(tmp_path, Stack(settings={"store": "s3://ptp"}, processes={"storage": servers[0]}))
+    with at_work(tmp_path) as run:
+        down(tmp_path)
+        assert [is_alive(process) for process in (*servers, run)] == [False] * 3
+    assert read(tmp_path) == Stack(settings={"store": "s3://ptp"}, processes={})
+    (tmp_path / "stack.json").unlink()
+    killed_before_its_record = sleeping(mark("prefect"))
+    down(tmp_path)
+    assert not is_alive(killed_before_its_record)
+
+
+def test_a_run_that_outlives_its_worker_ends_with_it(tmp_path: Path, sleeping: Sleeping) -> None:
+    with at_work(tmp_path) as run:
+        stack._stop_servers(tmp_path, {"worker": sleeping("worker")})
+        assert not is_alive(run)
+
+
 # ---------------------------------------------------------------- the record
+
+
+def test_a_server_that_does_not_answer_is_not_up_and_one_that_ended_is_down(tmp_path: Path, sleeping: Sleeping) -> None:
+    (port,) = free_ports(1)
+    silent = sleeping("prefect").model_copy(update={"port": port})
+    ended = silent.model_copy(update={"created": silent.created - 100})
+    settings = StackConfig(tmp_path, {"storage": 1, "mlflow": 2, "prefect": port}, {}).settings()
+    stack._write(tmp_path, Stack(settings=settings, processes={"prefect": silent, "mlflow": ended}))
+    found = {server.name: (server.state, server.address, server.pid) for server in status(tmp_path)}
+    assert found["prefect"] == ("not answering", f"http://127.0.0.1:{port}", silent.pid)
+    assert found["mlflow"] == ("down", "http://127.0.0.1:2", None)
+    assert found["worker"] == ("down", None, None)
 
 
 def test_the_record_is_private_and_goes_with_what_made_it(tmp_path: Path) -> None:
