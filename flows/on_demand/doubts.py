@@ -8,6 +8,7 @@ from flows.on_demand.draft import Choice, Facts
 from flows.on_demand.layout import advise_nested
 from flows.on_demand.sketch import Seen, Sketch
 from ptpipeline.data.near import normalise
+from ptpipeline.data.reencoded import describe_reencoded, find_reencoded
 from ptpipeline.data.table import is_no_name, tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.foreign import shorten
@@ -40,6 +41,9 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
         )
     if facts.broken:
         yield f"text: {facts.broken} are not UTF-8, and `ptp ingest` leaves their rows out; save the file as UTF-8"
+    if (found := find_reencoded([cell or "" for cell in sketch.table.columns[choice.text].cells])) is not None:
+        where = sketch.table.places.describe(index + 1 for index in found.texts)
+        yield f"text: {len(found.texts)} texts ({where}) {describe_reencoded(found)}"
     if _is_row_first(sketch):
         yield f"source: {_FIRST}"
 

@@ -118,6 +118,12 @@ def test_labels_that_are_several_are_told(tmp_path: Path, sign: str) -> None:
     )
 
 
+def test_texts_that_were_encoded_twice_are_told(tmp_path: Path) -> None:
+    rows = [f"{text} d\u00c3\u00a9j\u00c3\u00a0 tr\u00c3\u00a8s,{label}" for text, label in ROWS]
+    (doubt,) = doubts(csv(tmp_path, "text,label", rows=rows))
+    assert doubt.startswith("text: 60 texts (lines 2, 3, 4 and more) read like UTF-8 that was taken for Windows-1252")
+
+
 def test_a_sign_within_the_name_of_a_label_makes_no_list(tmp_path: Path) -> None:
     kinds = ["food, drink", "travel", "C#"]
     rows = [f'"{text}","{kinds[number % 3]}"' for number, (text, _) in enumerate(ROWS)]
