@@ -51,7 +51,7 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
 def advise_missing(sketch: Sketch) -> str:
     """Return what may be the reason why no column looks like texts or labels, behind a semicolon."""
     if sketch.nested:
-        return f"; if it stands within {tell_names(sketch.nested)}, {advise_nested(sketch.source)}"
+        return f"; if it stands within {tell_names(sketch.nested)}, {advise_nested(sketch.source, sketch.nested)}"
     return f"; {_FIRST}" if _is_row_first(sketch) else ""
 
 

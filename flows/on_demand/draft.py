@@ -67,7 +67,7 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
         if column in sketch.nested:
             raise DataError(
                 f"{sketch.name}: the column {column!r}, which {option} names, holds lists or objects; expected "
-                f"plain values: {advise_nested(sketch.source)}"
+                f"plain values: {advise_nested(sketch.source, sketch.nested)}"
             )
         if column not in sketch.table.columns:
             known = tell_names([one.column for one in sketch.seen])

@@ -89,7 +89,7 @@ def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) 
         if not names:
             raise DataError(
                 f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
-                f"one of labels{f': {advise_nested(source)}' if listed.nested else ''}"
+                f"one of labels{f': {advise_nested(source, listed.nested)}' if listed.nested else ''}"
             )
         advice = advise_format(names[0])
         if advice is None and not set(names) <= set(known):

@@ -1,8 +1,8 @@
 """Texts whose UTF-8 was once read as another encoding and written as UTF-8 again, so that `é` stands there as `Ã©`.
 
 One text proves nothing: `CAFÉ®` is UTF-8 too, if its letters are taken for bytes. But in a language that needs such
-letters hardly any text passes for UTF-8 from its first to its last of them. So it is told only if most texts of a column
-do, or several that hold what nobody writes, such as `â€™`.
+letters hardly any text passes for UTF-8 from its first to its last of them. So it is told only if most texts of a
+column do, or several that hold what nobody writes, such as `â€™`.
 """
 
 import re

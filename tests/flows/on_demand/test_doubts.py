@@ -159,11 +159,19 @@ NESTED: list[tuple[Any, str, str]] = [
         "messages.0.content",
         "messages.1.content",
     ),
+    (
+        [
+            {"paragraphs": [{"context": text, "qas": [{"question": "how?", "answers": [{"text": label}]}]}]}  # SQuAD
+            for text, label in ROWS
+        ],
+        "context",
+        "answer",
+    ),
 ]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-@pytest.mark.parametrize(("rows", "text", "label"), NESTED, ids=["doccano", "prodigy", "studio", "chat"])
+@pytest.mark.parametrize(("rows", "text", "label"), NESTED, ids=["doccano", "prodigy", "studio", "chat", "questions"])
 def test_nested_values_are_told_with_a_command_that_makes_columns(
     tmp_path: Path, rows: list[dict[str, Any]], text: str, label: str, form: str
 ) -> None:
