@@ -118,6 +118,12 @@ def test_labels_that_are_several_are_told(tmp_path: Path, sign: str) -> None:
     )
 
 
+def test_a_label_that_stands_once_for_several_rows_is_told(tmp_path: Path) -> None:
+    rows = [f"{text},{label if number % 3 == 0 else ''}" for number, (text, label) in enumerate(ROWS)]
+    (doubt,) = doubts(csv(tmp_path, "text,label", rows=rows))
+    assert doubt.startswith("label: most rows have none, and are left out; if cells were merged in a sheet, write")
+
+
 def test_texts_that_were_encoded_twice_are_told(tmp_path: Path) -> None:
     rows = [f"{text} d\u00c3\u00a9j\u00c3\u00a0 tr\u00c3\u00a8s,{label}" for text, label in ROWS]
     (doubt,) = doubts(csv(tmp_path, "text,label", rows=rows))
