@@ -1,18 +1,18 @@
 """What `ptp init` finds odd in a file that it can read: notes for the person who lets the drafted task run."""
 
-import re
 from collections.abc import Iterator
 from itertools import combinations
 
 from flows.on_demand.draft import Choice, Facts
 from flows.on_demand.layout import advise_nested
-from flows.on_demand.sketch import Seen, Sketch
+from flows.on_demand.sketch import Seen, Sketch, is_field
 from ptpipeline.data.near import normalise
+from ptpipeline.data.reencoded import describe_reencoded, find_reencoded
 from ptpipeline.data.table import is_no_name, tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.foreign import shorten
+from ptpipeline.records.prompts import MAX_NEW_TOKENS
 
-_FIELD = re.compile(r"(?!text$)[A-Za-z_][A-Za-z0-9_]{0,62}")  # a column that a template names as it is
 _LONG, _MAX_TOLD = 20, 2  # characters of a text that may matter, and columns of them that are told
 _FIRST = "the first line was taken for the names of columns; if it is a row, put a line of names in front"
 _EACH = "if a row may have several, make a column and a task for each label (docs/tasks.md, Kinds of tasks)"
@@ -28,9 +28,24 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
     for label in sorted(facts.labels.keys() & MISSING):
         yield f"labels: {label!r} reads like a missing value; if these rows have no label, leave the cell empty"
     yield from _find_several(facts)
-    others = [one for one in sketch.seen if one.column not in (choice.text, choice.label) and _is_text(one)]
+    if choice.second:
+        yield (
+            f"template: reads {shorten(choice.text)} and {shorten(choice.second)}, as their names say; if one text is "
+            "enough, name it with --text"
+        )
+    if facts.longest > MAX_NEW_TOKENS:
+        yield (
+            f"target: the longest may have more than the {MAX_NEW_TOKENS} tokens that a task generates; if `ptp run` "
+            "names its row, shorten it or leave the row out"
+        )
+    if facts.unlabelled * 2 > sketch.rows:
+        yield (
+            f"{'target' if choice.free else 'label'}: most rows have none, and are left out; if cells were merged in a "
+            "sheet, write their value into each of them"
+        )
+    others = [one for one in sketch.seen if one.column not in (*choice.texts, choice.label) and _is_text(one)]
     for other in others[:_MAX_TOLD]:
-        named = _FIELD.fullmatch(other.column) is not None
+        named = is_field(other.column)
         field, column = (
             (other.column, "") if named else ("more", f", and data.fields: {{more: {shorten(other.column)}}}")
         )
@@ -40,6 +55,9 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
         )
     if facts.broken:
         yield f"text: {facts.broken} are not UTF-8, and `ptp ingest` leaves their rows out; save the file as UTF-8"
+    if (found := find_reencoded([cell or "" for cell in sketch.table.columns[choice.text].cells])) is not None:
+        where = sketch.table.places.describe(index + 1 for index in found.texts)
+        yield f"text: {len(found.texts)} texts ({where}) {describe_reencoded(found)}"
     if _is_row_first(sketch):
         yield f"source: {_FIRST}"
 
@@ -47,7 +65,7 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
 def advise_missing(sketch: Sketch) -> str:
     """Return what may be the reason why no column looks like texts or labels, behind a semicolon."""
     if sketch.nested:
-        return f"; if it stands within {tell_names(sketch.nested)}, {advise_nested(sketch.source)}"
+        return f"; if it stands within {tell_names(sketch.nested)}, {advise_nested(sketch.source, sketch.nested)}"
     return f"; {_FIRST}" if _is_row_first(sketch) else ""
 
 

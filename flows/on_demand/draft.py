@@ -15,6 +15,7 @@ from ptpipeline.errors import DataError, NotFound, PreconditionFailed, TaskFileE
 from ptpipeline.foreign import parsing
 from ptpipeline.private import private_files
 from ptpipeline.records.base import is_name
+from ptpipeline.records.prompts import MAX_NEW_TOKENS
 from ptpipeline.settings import Settings, resolve_path
 from ptpipeline.task.document import parse_yaml
 from ptpipeline.task.folder import BASES_FILE, find_base_model, load_task
@@ -38,17 +39,27 @@ smollm2-135m-wheel:  # SmolLM2-135M-Instruct, Apache-2.0, Q4_1 GGUF inside a whe
 
 
 class Choice(NamedTuple):
-    """What the task file says beside the source: its name, its base model, the columns of text and label."""
+    """What the task file says beside the source: its name, its base model, the columns of text and label.
+
+    second: the column of another text, which the template names too. free: the answers are texts, not labels.
+    """
 
     name: str
     base: str
     text: str
     label: str
+    second: str = ""
+    free: bool = False
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns that the template names."""
+        return [self.text, self.second] if self.second else [self.text]
 
 
 class Facts(NamedTuple):
     """What a person should know of the two columns: rows by label, repeated texts, lengths, in tokens or characters,
-    and the places of the texts that are not UTF-8.
+    the places of the texts that are not UTF-8, and, if answers are texts, the length of the longest in tokens or bytes.
     """
 
     labels: dict[str, int]
@@ -57,26 +68,16 @@ class Facts(NamedTuple):
     lengths: list[int]
     unit: str
     broken: str = ""
+    longest: int = 0
 
 
 def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
     """Return what is in the chosen columns. Raises NotFound if there is no such column, DataError if the labels are too
-    few or too many.
+    few or too many, or a text is none.
     """
-    for column, option in ((choice.text, "--text"), (choice.label, "--label")):
-        if column in sketch.nested:
-            raise DataError(
-                f"{sketch.name}: the column {column!r}, which {option} names, holds lists or objects; expected "
-                f"plain values: {advise_nested(sketch.source)}"
-            )
-        if column not in sketch.table.columns:
-            known = tell_names([one.column for one in sketch.seen])
-            raise NotFound(f"{sketch.name}: no column {column!r} for {option}; there are {known}")
-    if kinds := [kind for kind in sketch.table.columns[choice.text].kinds if kind != "text"]:
-        raise DataError(
-            f"{sketch.name}: the column {choice.text!r} holds {' and '.join(kinds)}; a text has to be text: "
-            "write these values as text in the file, or name another column with --text"
-        )
+    answers = "--target" if choice.free else "--label"
+    _check_columns(sketch, (choice.text, "--text"), (choice.label, answers))
+    _check_text(sketch, choice.text, "--text")
     texts = [cell or "" for cell in sketch.table.columns[choice.text].cells]
     broken = [number for number, text in enumerate(texts, 1) if not is_utf8(text)]
     if len(broken) == len(texts):
@@ -85,18 +86,42 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
             "example by: iconv -f ENCODING -t UTF-8 FILE > NEW"
         )
     cells = sketch.table.columns[choice.label].cells
-    labels = Counter(cell for cell in cells if cell is not None and cell.strip())
-    if not 2 <= len(labels) <= MAX_LABELS:
-        raise DataError(
-            f"{sketch.name}: the column {choice.label!r} has {len(labels)} different values; expected 2 to "
-            f"{MAX_LABELS} labels: name another column with --label"
-        )
-    _check_labels(sketch, choice, labels)
-    check_names(sketch, choice.label)
+    filled = [cell for cell in cells if cell is not None and cell.strip()]
+    labels, longest = Counter[str](), 0
+    if choice.free:
+        _check_text(sketch, choice.label, answers)
+        unit, lengths = _measure([cell for cell in filled if is_utf8(cell)], choice.base, tasks)
+        # a token has at least a byte; the last one ends the text
+        longest = 1 + max(lengths if unit == "tokens" else map(len, map(str.encode, filled)), default=0)
+    else:
+        labels = Counter(filled)
+        _check_labels(sketch, choice, labels)
+        check_names(sketch, choice.label)
     repeated = sum(count - 1 for count in Counter(map(normalise, texts)).values())
     unit, lengths = _measure([text for text in texts if is_utf8(text)], choice.base, tasks)
     where = f"{len(broken)} texts ({sketch.table.places.describe(broken)})" if broken else ""
-    return Facts(dict(labels.most_common()), len(cells) - labels.total(), repeated, sorted(lengths), unit, where)
+    unlabelled = len(cells) - len(filled)
+    return Facts(dict(labels.most_common()), unlabelled, repeated, sorted(lengths), unit, where, longest)
+
+
+def _check_columns(sketch: Sketch, *named: tuple[str, str]) -> None:
+    for column, option in named:
+        if column in sketch.nested:
+            raise DataError(
+                f"{sketch.name}: the column {column!r}, which {option} names, holds lists or objects; expected "
+                f"plain values: {advise_nested(sketch.source, sketch.nested)}"
+            )
+        if column not in sketch.table.columns:
+            known = tell_names([one.column for one in sketch.seen])
+            raise NotFound(f"{sketch.name}: no column {column!r} for {option}; there are {known}")
+
+
+def _check_text(sketch: Sketch, column: str, option: str) -> None:
+    if kinds := [kind for kind in sketch.table.columns[column].kinds if kind != "text"]:
+        raise DataError(
+            f"{sketch.name}: the column {column!r} holds {' and '.join(kinds)}; a text has to be text: "
+            f"write these values as text in the file, or name another column with {option}"
+        )
 
 
 def check_names(sketch: Sketch, label: str) -> None:
@@ -116,7 +141,12 @@ def check_names(sketch: Sketch, label: str) -> None:
 
 
 def _check_labels(sketch: Sketch, choice: Choice, labels: Counter[str]) -> None:
-    """Raise DataError if the first line is a row, or two labels could not be told apart by their words."""
+    """Raise DataError if they are too few or too many, the first line is a row, or two differ in white space alone."""
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise DataError(
+            f"{sketch.name}: the column {choice.label!r} has {len(labels)} different values; expected 2 to "
+            f"{MAX_LABELS} labels: name another column with --label, or this one with --target if the answers are texts"
+        )
     if sketch.source.format in ("csv", "tsv") and choice.label in labels:
         raise DataError(
             f"{sketch.name}: the first line reads like a row, as its {choice.label!r} is a label of other rows "
@@ -183,7 +213,8 @@ def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> t
         raise NotFound(f"--base {choice.base}: no such base model; there are {', '.join(known)}")
     if choice.text == choice.label:
         raise DataError(
-            f"--text and --label both name {choice.text!r}, so the text would be the answer: name two columns"
+            f"--text and --{'target' if choice.free else 'label'} both name {choice.text!r}, so the text would be the "
+            "answer: name two columns"
         )
     path, bases = settings.tasks / f"{choice.name}.yaml", settings.tasks / BASES_FILE
     if not is_utf8(sketch.name):
@@ -212,12 +243,8 @@ def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> t
 
 def render(sketch: Sketch, choice: Choice, facts: Facts) -> str:
     """Return the task file. Every name stands in quotes, so that YAML reads it as it is."""
-    checks = {"unknown_label": "warn"} if facts.unlabelled else {}
-    fewest = min(facts.labels.values())
-    if fewest * (1 - _DEV - _TEST) < 20 or fewest * _DEV < 10:
-        checks["rows_per_label"] = "warn"  # by chance, a split may miss a label
+    checks = {} if choice.free else _choose_checks(facts)
     cut = ", ".join(f"{name}: {share}" for name, share in (("dev", _DEV), ("test", _TEST)) if name not in sketch.given)
-    frequent = max(facts.labels.values()) / sum(facts.labels.values())
     lines = [
         f"# Drafted by `ptp init` from {sketch.rows} rows; docs/tasks.md explains each field.",
         f"name: {choice.name}",
@@ -225,17 +252,49 @@ def render(sketch: Sketch, choice: Choice, facts: Facts) -> str:
         "data:",
         *_render_source(sketch),
         f"  text: {_quote(choice.text)}",
-        f"  label: {_quote(choice.label)}",
+        f"  {'target' if choice.free else 'label'}: {_quote(choice.label)}",
         *([f"  split: {{{cut}}}"] if cut else []),
         *([f"  checks: {{{', '.join(f'{name}: {policy}' for name, policy in checks.items())}}}"] if checks else []),
-        'template: "{text}\\nLabel:"  # what the model reads before it answers',
+        f"template: {_quote(_write_template(choice))}  # what the model reads before it answers",
+        *(_render_free(facts) if choice.free else _render_labels(facts)),
+        "promote: manual  # auto: the night promotes what passes the gate",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _choose_checks(facts: Facts) -> dict[str, str]:
+    checks = {"unknown_label": "warn"} if facts.unlabelled else {}
+    fewest = min(facts.labels.values())
+    if fewest * (1 - _DEV - _TEST) < 20 or fewest * _DEV < 10:
+        checks["rows_per_label"] = "warn"  # by chance, a split may miss a label
+    return checks
+
+
+def _write_template(choice: Choice) -> str:
+    if not choice.free:
+        asks = "Label"
+    else:
+        asks = choice.label.capitalize() if choice.label.isascii() and choice.label.isalpha() else "Answer"
+    return "\n".join(["{text}", *([f"{{{choice.second}}}"] if choice.second else []), f"{asks}:"])
+
+
+def _render_labels(facts: Facts) -> list[str]:
+    frequent = max(facts.labels.values()) / sum(facts.labels.values())
+    return [
         "labels:  # each is answered by its own name behind a space; write other words behind the colon",
         *(f"  {_quote(label)}:" for label in sorted(facts.labels)),
         "tune: {num_virtual_tokens: 16, steps: 300, batch_size: 16}",
         f"gate: {{metric: {'macro_f1' if frequent > _IMBALANCED else 'accuracy'}, minimum: 0}}",
-        "promote: manual  # auto: the night promotes what passes the gate",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _render_free(facts: Facts) -> list[str]:
+    most = min(facts.longest, MAX_NEW_TOKENS)
+    return [
+        f"generate: {{max_new_tokens: {most}}}  # the longest answer has no more; a smaller number is faster",
+        "tune: {num_virtual_tokens: 16, steps: 300, batch_size: 16}",
+        "gate: {metric: rouge_l, minimum: 0}",
+    ]
 
 
 def _render_source(sketch: Sketch) -> list[str]:

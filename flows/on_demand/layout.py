@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
+from ptpipeline.data.json_lines import SQUAD
 from ptpipeline.data.table import tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.task.source import Source
@@ -88,8 +89,12 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
     )
 
 
-def advise_nested(source: Source) -> str:
-    """Return the command that writes each value within lists and objects into a column of its own, such as `a.0.b`."""
+def advise_nested(source: Source, nested: Sequence[str]) -> str:
+    """Return the command that writes each value within lists and objects into a column of its own, such as `a.0.b`; of
+    paragraphs with questions, as SQuAD writes them, each question as a row.
+    """
+    if "paragraphs" in nested:
+        return f"write a row for each question by: {SQUAD.replace('ARTICLES', _ROWS[str(source.format)])}"
     command = _UNFOLD.replace("ROWS", _ROWS[str(source.format)])
     return f"write each value within lists and objects in a column of its own by: {command}"
 

@@ -84,20 +84,24 @@ def add_splits(sketches: Mapping[str, Sketch], choice: Choice) -> Labelled:
         sketch = sketches.get(split)
         if sketch is None:
             continue
-        if choice.text not in sketch.table.columns:
-            raise DataError(f"{sketch.name}: no column {choice.text!r}, which {train.name} has: give files of one kind")
+        if lacking := [column for column in choice.texts if column not in sketch.table.columns]:
+            raise DataError(f"{sketch.name}: no column {lacking[0]!r}, which {train.name} has: give files of one kind")
         label = sketch.table.columns.get(choice.label)
         if label is None or not any(cell and cell.strip() not in ("", NO_CLASS) for cell in label.cells):
-            notes.append(f"{sketch.name}: has no labels in a column {choice.label!r}, and is left out")
+            notes.append(
+                f"{sketch.name}: has no {'targets' if choice.free else 'labels'} in a column {choice.label!r}, and is "
+                "left out"
+            )
         else:
-            check_names(sketch, choice.label)
+            if not choice.free:
+                check_names(sketch, choice.label)
             given[split] = sketch
     if "dev" in given and "test" not in given:
         given = {"test": given["dev"]}
         notes.append(f"{given['test'].name}: gives the test rows, as no test file has labels; dev is cut from train")
-    if not given or not {choice.text, choice.label} <= train.table.columns.keys():
+    if not given or not {*choice.texts, choice.label} <= train.table.columns.keys():
         return Labelled(train, notes)
-    names = list(dict.fromkeys((choice.text, choice.label)))
+    names = list(dict.fromkeys((*choice.texts, choice.label)))
     table = join_tables((train, *given.values()), names)
     rows = train.rows + sum(one.rows for one in given.values())
     sources = {split: one.source for split, one in given.items()}

@@ -18,6 +18,7 @@ from ptpipeline.task.labels import MAX_LABELS
 from ptpipeline.task.source import Source
 
 _WORDS = re.compile(r"[^\W\d_]\s+[^\W\d_]|[^\x00-\x7f]")  # two words, or a letter of a script that may part none
+_FIELD = re.compile(r"(?!text$)[A-Za-z_][A-Za-z0-9_]{0,62}")
 _TEXT = (
     "text",
     "sentence",
@@ -32,6 +33,34 @@ _TEXT = (
     "title",
 )
 _LABEL = ("label", "labels", "class", "category", "target", "sentiment", "intent", "polarity", "topic", "rating", "y")
+# Two texts of which a label says how they stand to each other, or a question is asked about the first: by their names.
+_PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("texta", "textb"),
+    ("context", "question"),
+    ("passage", "question"),
+    ("query", "document"),
+    ("query", "passage"),
+    ("claim", "evidence"),
+)
+_ASKED = ("context", "passage")  # the first of a pair whose question has an answer
+_TARGET = (
+    "summary",
+    "highlights",
+    "headline",
+    "answer",
+    "answers.text.0",
+    "completion",
+    "response",
+    "output",
+    "translation",
+    "reference",
+    "target",
+)
+_FRACTION = re.compile(r"-?\d*\.\d+(?:e-?\d+)?")  # no number of a row
 _LOOKED_AT = 1000  # cells that tell whether a column has words
 
 
@@ -89,7 +118,7 @@ def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) 
         if not names:
             raise DataError(
                 f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
-                f"one of labels{f': {advise_nested(source)}' if listed.nested else ''}"
+                f"one of labels{f': {advise_nested(source, listed.nested)}' if listed.nested else ''}"
             )
         advice = advise_format(names[0])
         if advice is None and not set(names) <= set(known):
@@ -158,9 +187,8 @@ def guess_text(sketch: Sketch) -> str | None:
 
     Names of rows are the last to be taken, and not at all if there are lists or objects, in which the texts may stand.
     """
-    long = [
-        one for one in sketch.seen if one.filled and one.different * 2 > one.filled and one.holds.startswith("text")
-    ]
+    long = [one for one in sketch.seen if _mostly_differs(one) and "text" in one.holds.split(" and ")]
+    long = [one for one in long if one.column.strip().casefold() not in _TARGET] or long
     spoken = [one for one in long if one.words] or ([] if sketch.nested else long)
     return _by_name(long, _TEXT) or max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column or None
 
@@ -173,6 +201,52 @@ def guess_label(sketch: Sketch, text: str) -> str | None:
         if one.column != text and 2 <= one.different <= min(MAX_LABELS, one.filled // 2) and one.mean_length <= 60
     ]
     return _by_name(few, _LABEL) or min(few, key=lambda one: one.different, default=_NOBODY).column or None
+
+
+def guess_pair(sketch: Sketch) -> tuple[str, str] | None:
+    """Return two columns whose names say that a row is about both of their texts."""
+    texts = [one.column for one in sketch.seen if one.holds == "text" and one.words and is_field(one.column)]
+    by_name = {re.sub("[^a-z0-9]", "", column.lower()): column for column in texts}
+    return next(((by_name[one], by_name[two]) for one, two in _PAIRS if {one, two} <= by_name.keys()), None)
+
+
+def guess_target(sketch: Sketch, texts: Sequence[str]) -> str | None:
+    """Return the column of the answers, as texts, if its name says so and no other column looks like labels.
+
+    Of a text and a question about it, whatever else has few values describes the text.
+    """
+    asked = len(texts) > 1 and texts[0].casefold() in _ASKED
+    if not asked and guess_label(sketch, texts[0]) is not None:
+        return None
+    free = [one for one in sketch.seen if one.column not in texts and one.holds == "text" and _mostly_differs(one)]
+    return _by_name(free, _TARGET)
+
+
+def is_field(column: str) -> bool:
+    """Whether a template can name a column as it is, beside `{text}`."""
+    return _FIELD.fullmatch(column) is not None
+
+
+def _mostly_differs(one: Seen) -> bool:
+    return one.different * 2 > one.filled > 0
+
+
+def explain_no_label(sketch: Sketch) -> str:
+    """Return why the column that is called as labels are was not taken, or holds numbers, behind a semicolon."""
+    named = _by_name(sketch.seen, _LABEL)
+    if (one := next((one for one in sketch.seen if one.column == named), None)) is not None and one.filled:
+        return f"; {one.column!r} has {one.different} different values, and labels are 2 to {MAX_LABELS} that repeat"
+    numbers = next(
+        (one.column for one in sketch.seen if one.different > MAX_LABELS and _are_numbers(one, sketch)), None
+    )
+    if numbers is None:
+        return ""
+    return f"; a number such as {numbers!r} is cut into labels by bins (docs/tasks.md, Kinds of tasks)"
+
+
+def _are_numbers(one: Seen, sketch: Sketch) -> bool:
+    cells = [cell for cell in sketch.table.columns[one.column].cells if cell][:_LOOKED_AT]
+    return all(map(_FRACTION.fullmatch, cells))
 
 
 _NOBODY = Seen("", "", 0, 0, 0.0)

@@ -9,7 +9,7 @@ from ptpipeline.data.table import Wanted, fold_name, is_utf8
 
 USUAL = (",", ";", "\t", "|")
 MAX_LOOKED = 10_000  # characters of a line
-PAGE = "the file is a page of HTML or XML: download the rows themselves"
+PAGE = "the file is a page of HTML: download the rows themselves"
 BACKSLASH = 'a quote is escaped by a backslash; write a quote within a quoted field as "", not as \\"'
 BEHIND = 'text stands behind the quote that closes a field; write a quote within a quoted field as ""'
 SINGLE = "fields stand in single quotes; write them in double quotes"
@@ -41,7 +41,9 @@ def has_gaps(line: str) -> bool:
 
 def is_page(text: str) -> bool:
     """Whether a file that begins so is no table, but what a server showed instead of one."""
-    return text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<table"))
+    return (
+        text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<table"))
+    )  # XML that is no page is told before
 
 
 def advise_format(line: str) -> str | None:

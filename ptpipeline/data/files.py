@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.delimited import list_header, read_delimited
 from ptpipeline.data.json_lines import list_keys, read_json_lines
+from ptpipeline.data.markup import Kind, find_markup
 from ptpipeline.data.table import Listed, NoRows, Table, Wanted
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import parsing
@@ -35,6 +36,10 @@ _SQLITE = (
     'pandas.read_sql(sys.argv[2], sqlite3.connect(sys.argv[1])).to_parquet(sys.argv[3])\' FILE "SELECT * FROM TABLE" '
     "NEW.parquet; a task file names the database itself, as `source: {sql: {url_env: VARIABLE, query: SELECT}}`"
 )
+_AVRO = (
+    "write it as Parquet by: python -c 'import polars, sys; polars.read_avro(sys.argv[1]).write_parquet(sys.argv[2])' "
+    "FILE NEW.parquet, which needs polars (pip install polars)"
+)
 _STATA = (
     "write it as Parquet by: python -c 'import pandas, sys; "
     "pandas.read_stata(sys.argv[1]).to_parquet(sys.argv[2])' FILE NEW.parquet"
@@ -49,7 +54,7 @@ _BEGINNINGS = {
         ("compressed by zstd, behind a frame to be skipped", "decompress it with unzstd"),
     ),
     b"\xfd7zXZ\x00": ("compressed by xz", "decompress it with unxz"),
-    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
+    b"PK\x03\x04": ("a zip archive", "unpack it by: unzip FILE"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
     b"PAR1\x15": ("a Parquet file", "set data.source.format: parquet"),
     b"ARROW1\0\0": ("an Arrow file", _ARROW),
@@ -57,7 +62,7 @@ _BEGINNINGS = {
     b"\xff\xff\xff\xff": ("an Arrow stream", _STREAM),
     b"FEA1": ("an Arrow file", _ARROW),
     b"ORC\x0a": ("an ORC file", _ORC),
-    b"Obj\x01": ("an Avro file", "save it as Parquet"),
+    b"Obj\x01": ("an Avro file", _AVRO),
     b"%PDF-": ("a PDF file", "give a table"),
     b"{\\rtf": ("a document of a word processor", "save it as plain text in UTF-8"),
     b"\x04\x22\x4d\x18": ("compressed by lz4", "decompress it with unlz4"),
@@ -75,17 +80,17 @@ _BEGINNINGS = {
         "fetch it by: git lfs pull",
     ),
 }
+# What the names of a zip archive's first members tell of it.
+_ZIPPED = {
+    b"xl/": ("an Excel workbook", "save the sheet as CSV UTF-8"),
+    b"opendocument.spreadsheet": ("a workbook of LibreOffice", "save the sheet as CSV in UTF-8"),
+    b"word/": ("a document of a word processor", "save it as plain text in UTF-8"),
+    b"[Content_Types].xml": ("an Excel workbook", "save the sheet as CSV UTF-8"),
+}
 _MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _JAPANESE = (b"\x1b$B", b"\x1b$@")  # what ISO-2022-JP writes before Japanese: bytes that are UTF-8 too
 _TAR_AT = 257  # bytes before the name of a tar's format
 _SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
-
-
-class Kind(NamedTuple):
-    """What a file is that is not of the expected format, and what to do with it."""
-
-    name: str
-    fix: str
 
 
 def load_file(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
@@ -148,7 +153,11 @@ def find_kind(path: Path, form: str) -> Kind | None:
     """Return the kind of file that begins so, if it is not of the given format; None if it may be."""
     with path.open("rb") as file:
         sample = file.read(_SAMPLE)
+        file.seek(max(0, path.stat().st_size - _SAMPLE))
+        end = file.read(_SAMPLE)
     kind = next((Kind(*told) for begin, told in _BEGINNINGS.items() if sample.startswith(begin)), None)
+    if sample.startswith(b"PK\x03\x04"):
+        kind = next((Kind(*told) for name, told in _ZIPPED.items() if name in sample), kind)
     if re.match(rb"BZh[1-9]1AY&SY", sample):
         kind = Kind("compressed by bzip2", "decompress it with bunzip2")
     if sample[_TAR_AT : _TAR_AT + 5] == b"ustar":
@@ -158,6 +167,8 @@ def find_kind(path: Path, form: str) -> Kind | None:
         kind = Kind(encoding.name, fix)
     if kind is None and form != "parquet" and sample.count(0) * 10 > len(sample):
         kind = Kind("no text", "save the rows as csv or Parquet by the program that wrote it")
+    if kind is None:
+        kind = find_markup(*(part.decode("utf-8-sig", errors="replace") for part in (sample, end)))
     return None if form == "parquet" and sample.startswith(b"PAR1") else kind
 
 

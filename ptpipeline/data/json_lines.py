@@ -42,6 +42,12 @@ _LISTED = (
     "python -c 'import json, sys; "
     '[print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding="utf8"))[KEY]]\' FILE > NEW.jsonl'
 )
+SQUAD = (  # the data sets of questions about paragraphs, as SQuAD writes them: of ARTICLES, a row for each question
+    "python -c 'import json, sys; "
+    '[print(json.dumps({"title": article.get("title"), "context": part["context"], "question": one["question"], '
+    '"answer": [*one.get("answers", []), {}][0].get("text")})) for article in ARTICLES for part in '
+    'article["paragraphs"] for one in part["qas"]]\' FILE > NEW.jsonl'
+)
 _COLUMNS = (
     ", for example by: python -c 'import json, pandas, sys; "
     'pandas.DataFrame(json.load(open(sys.argv[1], encoding="utf8")), dtype=object)'
@@ -147,6 +153,9 @@ def _advise_object(row: dict[str, Any]) -> str:
     lists = [
         key for key, value in row.items() if isinstance(value, list) and any(isinstance(one, dict) for one in value)
     ]
+    if "data" in lists and isinstance(row["data"][0], dict) and "paragraphs" in row["data"][0]:
+        articles = 'json.load(open(sys.argv[1], encoding="utf8"))["data"]'
+        return f", for example a row for each question by: {SQUAD.replace('ARTICLES', articles)}"
     if len(lists) == 1 and is_utf8(lists[0]) and "'" not in lists[0]:
         command = _LISTED.replace("KEY", json.dumps(lists[0]))
         return f", for example those of {shorten(lists[0])} by: {command}"

@@ -9,6 +9,7 @@ from ptpipeline.data.checks import CheckLog
 from ptpipeline.data.clusters import KEPT_FIRST, Clusters, cluster_texts, find_near_overlaps, record_clusters
 from ptpipeline.data.labels import Labels
 from ptpipeline.data.near import is_blank
+from ptpipeline.data.reencoded import describe_reencoded, find_reencoded
 from ptpipeline.data.rows import BETWEEN, Built, CheckedRows, Columns, split_of
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.data.table import is_utf8, show_name
@@ -130,6 +131,7 @@ def _drop_unreadable(task: Task, columns: Columns, rows: list[int], log: CheckLo
     rows = log.drop("encoding", rows, broken)
     for row in broken.intersection(rows):
         columns.replace(row, lambda text: _SURROGATE.sub(REPLACEMENT, text))
+    _tell_reencoded([*columns.fields.values(), *([targets] if targets else [])], rows, log)
     empty = {
         row
         for row in rows
@@ -137,6 +139,14 @@ def _drop_unreadable(task: Task, columns: Columns, rows: list[int], log: CheckLo
         or (task.generate and is_blank(columns.labels[row] or ""))
     }
     return log.drop("empty_text", rows, empty)
+
+
+def _tell_reencoded(fields: Iterable[Sequence[str]], rows: Sequence[int], log: CheckLog) -> None:
+    """Tell of texts that were encoded twice. Their rows stay: what they say is damaged, and what they are is not."""
+    for texts in fields:
+        if (found := find_reencoded([texts[row] for row in rows])) is not None:
+            where = log.describe_rows(rows[index] for index in found.texts)
+            log.note("encoded_twice", len(found.texts), f"texts ({where}) stay, and {describe_reencoded(found)}")
 
 
 # ---------------------------------------------------------------- labels and splits

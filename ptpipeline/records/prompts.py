@@ -6,6 +6,8 @@ from pydantic import Field
 
 from ptpipeline.records.base import Count, Grown, Key, Record, digest_of
 
+MAX_NEW_TOKENS = 1024  # of a generated text
+
 
 class BaseModelRef(Record):
     """A frozen base model: its name in base_models.yaml, its fingerprints and its width H."""
@@ -41,7 +43,7 @@ class Members(Record):
 class Generation(Record):
     """How free text is decoded: greedily, up to `max_new_tokens`."""
 
-    max_new_tokens: int = Field(default=64, ge=1, le=1024)
+    max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
 
 
 class Scoring(Record):

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pandas
+import polars
 import pyarrow as pa
 import pytest
 
@@ -77,8 +78,11 @@ def test_another_encoding_is_told_with_a_command_that_works(
         (bz2.compress(ROWS.encode()), "compressed by bzip2; decompress it with bunzip2"),
         (
             b"PK\x03\x04....",
-            "the file is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV UTF-8",
+            "the file is a zip archive; unpack it by: unzip FILE",
         ),
+        (b"PK\x03\x04....[Content_Types].xml....xl/workbook.xml", "an Excel workbook; save the sheet as CSV UTF-8"),
+        (b"PK\x03\x04....[Content_Types].xml....word/document.xml", "a document of a word processor; save it as plain"),
+        (b"PK\x03\x04....mimetypeapplication/vnd.oasis.opendocument.spreadsheet", "a workbook of LibreOffice; save"),
         (b"\xd0\xcf\x11\xe0....", "an old Excel workbook"),
         (b"PAR1\x15\x04", r"a Parquet file; set data\.source\.format: parquet"),
         (b"SQLite format 3\0", "an SQLite database"),
@@ -188,6 +192,7 @@ def write_sqlite(path: Path) -> None:
         lambda path: FRAME.to_orc(path),
         write_sqlite,
         lambda path: FRAME.to_stata(path, write_index=False, version=118),
+        lambda path: polars.from_pandas(FRAME).write_avro(path),
     ],
 )
 def test_another_table_is_told_with_a_command_that_writes_it(tmp_path: Path, write: Callable[[Path], object]) -> None:

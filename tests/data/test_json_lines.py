@@ -332,6 +332,22 @@ def test_an_object_of_rows_is_told_with_a_command_that_works(tmp_path: Path, bod
     assert found == [(row["text"], row["label"]) for row in RECORDS]
 
 
+def test_questions_about_paragraphs_are_told_with_a_command_that_makes_a_row_of_each(tmp_path: Path) -> None:
+    answers = [{"text": "it's Paris", "answer_start": 3}, {"text": "Paris", "answer_start": 8}]
+    asked = [{"id": "1", "question": "where?", "answers": answers}, {"id": "2", "question": "who?", "answers": []}]
+    article = {"title": "A", "paragraphs": [{"context": "one", "qas": asked}, {"context": "two", "qas": asked[:1]}]}
+    command = re.search(r"by: (python -c .*)$", told(tmp_path, json.dumps({"version": "2.0", "data": [article] * 2})))
+    assert command is not None
+    done = command[1].replace("python", sys.executable, 1).replace("FILE", "rows.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    rows = list(map(json.loads, (tmp_path / "NEW.jsonl").read_text().splitlines()))
+    assert [(row["title"], row["context"], row["question"], row["answer"]) for row in rows] == [
+        ("A", "one", "where?", "it's Paris"),
+        ("A", "one", "who?", None),
+        ("A", "two", "where?", "it's Paris"),
+    ] * 2
+
+
 def test_objects_over_several_lines_are_told_with_a_command_that_works(tmp_path: Path) -> None:
     command = re.search(r"by: (python -c .*)$", told(tmp_path, "\n".join(json.dumps(row, indent=2) for row in RECORDS)))
     assert command is not None

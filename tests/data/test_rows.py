@@ -77,6 +77,14 @@ def test_a_slice_or_group_of_bytes_that_are_not_utf8_is_a_row_of_such_bytes(colu
     assert all(text.isprintable() for row in outcome.rows for text in (*row.slices, row.split))
 
 
+def test_texts_that_were_encoded_twice_are_told_and_stay() -> None:
+    outcome = checked(rows_of(("d\u00c3\u00a9j\u00c3\u00a0", "bad"), ("a", "bad"), ("tr\u00c3\u00a8s", "good")), {})
+    assert [row.number for row in outcome.rows] == [1, 2, 3]
+    check = record(outcome, "encoded_twice")
+    assert (check.count, check.outcome) == (2, "warned")
+    assert check.detail.startswith("texts (rows 1, 3) stay, and read like UTF-8 that was taken for Windows-1252")
+
+
 def test_unknown_labels_cannot_be_kept() -> None:
     with pytest.raises(DataError, match="3 rows have no label of the task"):
         checked(FAULTS["unknown_label"][0], {"unknown_label": "off"})

@@ -72,6 +72,25 @@ def test_what_it_writes_runs_as_it_is(
     assert ptp(environment_of(folder), "tasks").returncode in (0, 1)  # 1: the base is declared, its folder is not there
 
 
+def test_a_question_about_a_text_and_its_answer_run_as_they_are(folder: Path) -> None:
+    rows = [
+        {"title": kind, "context": f"{text} {number}", "question": "how was it?", "answer": f"{kind} {number}"}
+        for number, (text, kind) in enumerate(ROWS)
+    ]
+    write(folder / "qa.csv", rows)
+    done = init(folder, "qa.csv", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "note: template: reads 'context' and 'question', as their names say; if one text is enough" in done.stderr
+    task = load_task(folder / "tasks" / "qa.yaml")
+    assert (task.template, task.data.text, task.data.target) == (
+        "{text}\n{question}\nAnswer:",
+        "context",
+        "answer",
+    )
+    tiny_base(folder / "base")
+    assert ptp(environment_of(folder), "ingest", "qa").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("name", "begin", "delimiter", "quoting", "header"),
     [
@@ -272,6 +291,7 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("empty.csv", "--yes"), "empty.csv: "),
         (("rows.csv", "--yes", "--base", "nope"), "--base nope: no such base model; there are "),
         (("rows.csv", "--yes", "--text", "label", "--label", "label"), "--text and --label both name 'label'"),
+        (("rows.csv", "--yes", "--target", "id", "--label", "label"), "--label and --target are both given"),
         (("bytes.csv", "--yes"), "the name of a column, or a label, is not UTF-8"),
         (("headless.csv", "--yes"), "the first line reads like a row, as its 'positive' is a label of other rows too"),
         (("blanks.csv", "--yes"), "the labels 'negative' and 'negative ' differ in white space alone: give them one"),
@@ -281,8 +301,8 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         ),
         (("pandas.jsonl", "--yes"), "the file is one JSON object, and not one for each row"),
         (("array.jsonl", "--yes"), "the file is one JSON array; write one object a line"),
-        (("page.csv", "--yes"), "the file is a page of HTML or XML"),
-        (("book.xlsx", "--yes"), "book.xlsx: the file is a zip archive or an Excel workbook; unpack it, or save the"),
+        (("page.csv", "--yes"), "the file is a page of HTML: download"),
+        (("book.xlsx", "--yes"), "book.xlsx: the file is an Excel workbook; save the sheet as CSV UTF-8"),
         (("numbers.jsonl", "--yes"), "the column 'text' holds integers; a text has to be text: write these values as"),
         (("chat.jsonl", "--yes"), "no column of plain values (messages: lists or objects); expected at least one of"),
         (
@@ -317,7 +337,7 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
         json.dumps({key: {str(n): row[key] for n, row in enumerate(records)} for key in ("text", "label")})
     )
     (folder / "page.csv").write_text("<!DOCTYPE html>\n<html></html>\n")
-    (folder / "book.xlsx").write_bytes(b"PK\x03\x04" + bytes(100))
+    (folder / "book.xlsx").write_bytes(b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml" + bytes(100))
     numbers = [{"text": n if n == 7 else text, "label": label} for n, (text, label) in enumerate(ROWS)]
     (folder / "numbers.jsonl").write_text("\n".join(map(json.dumps, numbers)))
     (folder / "chat.jsonl").write_text("\n".join(json.dumps({"messages": [row]}) for row in records))

@@ -118,6 +118,18 @@ def test_labels_that_are_several_are_told(tmp_path: Path, sign: str) -> None:
     )
 
 
+def test_a_label_that_stands_once_for_several_rows_is_told(tmp_path: Path) -> None:
+    rows = [f"{text},{label if number % 3 == 0 else ''}" for number, (text, label) in enumerate(ROWS)]
+    (doubt,) = doubts(csv(tmp_path, "text,label", rows=rows))
+    assert doubt.startswith("label: most rows have none, and are left out; if cells were merged in a sheet, write")
+
+
+def test_texts_that_were_encoded_twice_are_told(tmp_path: Path) -> None:
+    rows = [f"{text} d\u00c3\u00a9j\u00c3\u00a0 tr\u00c3\u00a8s,{label}" for text, label in ROWS]
+    (doubt,) = doubts(csv(tmp_path, "text,label", rows=rows))
+    assert doubt.startswith("text: 60 texts (lines 2, 3, 4 and more) read like UTF-8 that was taken for Windows-1252")
+
+
 def test_a_sign_within_the_name_of_a_label_makes_no_list(tmp_path: Path) -> None:
     kinds = ["food, drink", "travel", "C#"]
     rows = [f'"{text}","{kinds[number % 3]}"' for number, (text, _) in enumerate(ROWS)]
@@ -153,11 +165,19 @@ NESTED: list[tuple[Any, str, str]] = [
         "messages.0.content",
         "messages.1.content",
     ),
+    (
+        [
+            {"paragraphs": [{"context": text, "qas": [{"question": "how?", "answers": [{"text": label}]}]}]}  # SQuAD
+            for text, label in ROWS
+        ],
+        "context",
+        "answer",
+    ),
 ]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-@pytest.mark.parametrize(("rows", "text", "label"), NESTED, ids=["doccano", "prodigy", "studio", "chat"])
+@pytest.mark.parametrize(("rows", "text", "label"), NESTED, ids=["doccano", "prodigy", "studio", "chat", "questions"])
 def test_nested_values_are_told_with_a_command_that_makes_columns(
     tmp_path: Path, rows: list[dict[str, Any]], text: str, label: str, form: str
 ) -> None:

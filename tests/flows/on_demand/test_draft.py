@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from flows.on_demand.draft import Choice, Facts, render, write
-from flows.on_demand.sketch import Seen, Sketch, guess_label, guess_text, look
+from flows.on_demand.sketch import (
+    Seen,
+    Sketch,
+    explain_no_label,
+    guess_label,
+    guess_pair,
+    guess_target,
+    guess_text,
+    look,
+)
 from ptpipeline.errors import TaskFileError
 from ptpipeline.settings import Settings
 from tests.tiny import sentences, write_csv
@@ -111,3 +120,85 @@ def test_base_models_that_are_declared_stay_as_they_are(sketch: Sketch, tmp_path
     facts = Facts({"negative": 60, "positive": 60}, 0, 0, [10], "tokens")
     write(sketch, CHOICE, facts, Settings(home=tmp_path, tasks=tmp_path))
     assert (tmp_path / "base_models.yaml").read_text() == "tiny: {path: base}\n"
+
+
+def columns(folder: Path, *names: str) -> Sketch:
+    """A file whose columns of these names hold texts; `label` and `title` have two values, `score` has numbers."""
+    rows = [
+        [
+            {"label": label, "title": label, "score": f"{number / 120:.4f}"}.get(name, f"{text} {name} {number}")
+            for name in names
+        ]
+        for number, (text, label) in enumerate(sentences(120))
+    ]
+    path = folder / "rows.csv"
+    path.write_text("".join(f"{','.join(row)}\n" for row in [names, *rows]))
+    return look(path, None, folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (("hypothesis", "Premise", "label"), ("Premise", "hypothesis")),
+        (("sentence_1", "sentence_2", "label"), ("sentence_1", "sentence_2")),
+        (("question", "context", "title"), ("context", "question")),
+        (("sentence 1", "sentence 2", "label"), None),  # no template can name them as they are
+        (("sentence1", "text", "label"), None),
+    ],
+)
+def test_two_texts_are_known_by_their_names(
+    tmp_path: Path, names: tuple[str, ...], pair: tuple[str, str] | None
+) -> None:
+    assert guess_pair(columns(tmp_path, *names)) == pair
+
+
+@pytest.mark.parametrize(
+    ("names", "target"),
+    [
+        (("article", "highlights"), "highlights"),
+        (("prompt", "Completion"), "Completion"),
+        (("article", "summary", "label"), None),  # labels are what most people ask for
+        (("article", "notes"), None),
+    ],
+)
+def test_answers_are_known_by_their_name_if_nothing_looks_like_labels(
+    tmp_path: Path, names: tuple[str, ...], target: str | None
+) -> None:
+    sketch = columns(tmp_path, *names)
+    assert guess_target(sketch, [names[0]]) == target
+    assert guess_text(sketch) == names[0]
+
+
+def test_the_answer_to_a_question_is_its_target_whatever_describes_the_text(tmp_path: Path) -> None:
+    sketch = columns(tmp_path, "title", "context", "question", "answer")
+    assert guess_target(sketch, ["context", "question"]) == "answer"
+    assert guess_label(sketch, "context") == "title"
+
+
+def test_why_nothing_is_taken_as_labels_is_told(tmp_path: Path) -> None:
+    assert explain_no_label(columns(tmp_path, "text", "class")).startswith(
+        "; 'class' has 120 different values, and labels"
+    )
+    assert explain_no_label(columns(tmp_path, "text", "score")).startswith(
+        "; a number such as 'score' is cut into labels"
+    )
+    assert explain_no_label(columns(tmp_path, "text", "notes")) == ""
+
+
+@pytest.mark.parametrize(
+    ("choice", "template", "generated"),
+    [
+        (CHOICE._replace(second="b"), "{text}\n{b}\nLabel:", None),
+        (CHOICE._replace(label="summary", free=True), "{text}\nSummary:", 9),
+        (CHOICE._replace(label="answers.text.0", second="b", free=True), "{text}\n{b}\nAnswer:", 1024),
+    ],
+)
+def test_a_pair_and_a_target_are_drafted(
+    sketch: Sketch, tmp_path: Path, choice: Choice, template: str, generated: int | None
+) -> None:
+    labels = {} if choice.free else {"negative": 60, "positive": 60}
+    facts = Facts(labels, 0, 0, [10], "tokens", longest=generated if generated == 9 else 5000)
+    _, task = write(sketch, choice._replace(base="smollm2-135m-wheel"), facts, Settings(home=tmp_path, tasks=tmp_path))
+    assert task.template == template
+    assert (task.data.target, task.data.label) == ((choice.label, None) if choice.free else (None, "label"))
+    assert (task.generate.max_new_tokens if task.generate else None) == generated

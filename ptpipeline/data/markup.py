@@ -1,0 +1,53 @@
+"""Rows in XML and YAML, which are not read: how such a file is known, and the command that writes it as JSON Lines."""
+
+import re
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """What a file is that is not of the expected format, and what to do with it."""
+
+    name: str
+    fix: str
+
+
+_TAG = r"<([A-Za-z_][\w.:-]*)(?:\s[^<>]*)?>"
+_ELEMENTS = re.compile(rf"\s*(?:<!--.*?-->\s*)*{_TAG}\s*<[A-Za-z_!]", re.DOTALL)
+_NO_ELEMENTS = ("html", "table")  # pages, of which no command makes rows
+_LIST = re.compile(r"(?:[ \t]*(?:#.*)?\n|---.*\n)*- [\w\"' -]+:(?: .*)?\n(?:[ \t]*\n)* +[\w\"' -]+:")
+
+# A row is one of the most brothers of one name; a value is in the column of its path, as `advise_nested` calls them.
+XML = Kind(
+    "XML",
+    "if its elements are rows, write each as a line of JSON by: "
+    "python -c 'import collections, json, sys, xml.etree.ElementTree as e; tree = e.parse(sys.argv[1]); "
+    'name = lambda x: x.tag.rpartition("}")[2]; '
+    "tag = max((n, tag) for x in tree.iter() for tag, n in collections.Counter(y.tag for y in x).items())[1]; "
+    'own = lambda x: "".join(x.itertext() if any((y or "").strip() for y in [x.text, *(z.tail for z in x)]) else "")'
+    ".strip(); "
+    'unfold = lambda x, at: {**({at[:-1] or "text": own(x)} if own(x) else {}), **{at + k: v for k, v in '
+    "x.attrib.items()}, **{k: v for n, y in enumerate(x) for k, v in unfold(y, at + name(y) + "
+    '(f".{n}." if len(x.findall(y.tag)) > 1 else ".")).items()}}; '
+    '[print(json.dumps(unfold(row, ""))) for row in tree.iter(tag)]\' FILE > NEW.jsonl; if it is a page or the answer '
+    "of a server, download the rows themselves",
+)
+YAML = Kind(
+    "YAML",
+    "write its rows as JSON Lines by: python -c 'import json, sys; from ruamel.yaml import YAML; "
+    'rows = YAML(typ="base").load(open(sys.argv[1], encoding="utf8")); '
+    "[print(json.dumps(row)) for row in (rows if isinstance(rows, list) else "
+    "max(rows.values(), key=lambda one: isinstance(one, list) * len(one)))]' FILE > NEW.jsonl",
+)
+
+
+def find_markup(begin: str, end: str) -> Kind | None:
+    """Return XML or YAML if a file begins and ends so; None if it may be a table of text.
+
+    A first cell may hold elements; so without XML's own first line the last line has to close the first element.
+    """
+    if begin.lstrip().startswith("<?xml"):
+        return None if "<html" in begin.lower() else XML
+    element = _ELEMENTS.match(begin)
+    if element is not None and element[1].lower() not in _NO_ELEMENTS and end.rstrip().endswith(f"</{element[1]}>"):
+        return XML
+    return YAML if _LIST.match(begin) else None

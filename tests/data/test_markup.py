@@ -1,0 +1,79 @@
+"""XML and YAML are told as such, with a command that writes their rows as JSON Lines; tables that hold some are not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.data.local import tell_format
+from ptpipeline.errors import DataError
+from tests.data.tables import load, pairs
+
+ROWS = [("a é & b", "bad"), ("it's <good>", "007"), ("x", "yes")]
+PROLOG = "<?xml version='1.0' encoding='UTF-8'?>\n"
+
+
+def escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def elements(row: str) -> str:
+    return "".join(row.format(escape(text), label) for text, label in ROWS)
+
+
+FLAT = "<rows>\n" + elements('<row id="1"><text>{}</text><label>{}</label></row>') + "\n</rows>\n"
+NAMED = "<d xmlns='urn:x'><n>2</n><rows>" + elements('<row label="{1}"><text>{0}</text></row>') + "</rows></d>"
+GROUPS = "<!-- a -->\n<d><part>" + elements('<row label="{1}">{0}</row>') + "</part><part></part></d>"
+MIXED = "<d>" + elements("<row><text><b>{0:.1}</b>{0}</text><label>{1}</label></row>") + "</d>"
+LIST = "# rows\n" + "".join(f"- text: {json.dumps(text)}\n  label: {label}\n" for text, label in ROWS)
+BELOW = "version: '2'\nrows:\n" + "".join(f"- label: {label}\n  text: {json.dumps(text)}\n" for text, label in ROWS)
+
+
+def follow(folder: Path, told: str) -> list[tuple[str | None, str | None]]:
+    """Run the command that the message names, and return the rows of what it writes."""
+    command = told[told.index("python -c") : told.index("> NEW.jsonl") + len("> NEW.jsonl")]
+    done = command.replace("python", sys.executable, 1)
+    subprocess.run(["bash", "-c", done], cwd=folder, check=True)
+    return pairs(load(folder, (folder / "NEW.jsonl").read_bytes(), "jsonl"))
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize(
+    "body", [FLAT, PROLOG + FLAT, NAMED, PROLOG + GROUPS], ids=["flat", "prolog", "named", "groups"]
+)
+def test_xml_is_told_with_a_command_that_writes_its_rows(tmp_path: Path, body: str, form: str) -> None:
+    (tmp_path / "FILE").write_text(body, encoding="utf-8")
+    with pytest.raises(DataError, match=f"not readable as {form}: the file is XML; if its elements are rows") as raised:
+        load(tmp_path, body, form)
+    assert follow(tmp_path, str(raised.value)) == ROWS
+
+
+def test_text_among_elements_stays_whole(tmp_path: Path) -> None:
+    (tmp_path / "FILE").write_text(MIXED, encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, MIXED)
+    assert follow(tmp_path, str(raised.value)) == [(text[0] + text, label) for text, label in ROWS]
+
+
+@pytest.mark.parametrize(("name", "body"), [("FILE.yaml", LIST), ("FILE.yml", BELOW), ("FILE.xml", FLAT)])
+def test_a_name_that_tells_no_format_is_told_with_a_command_that_works(tmp_path: Path, name: str, body: str) -> None:
+    (tmp_path / name).write_text(body, encoding="utf-8")
+    with pytest.raises(DataError, match=f"the file is {'XML' if name == 'FILE.xml' else 'YAML'}; ") as raised:
+        tell_format(tmp_path / name)
+    assert follow(tmp_path, str(raised.value).replace(" FILE ", f" {name} ")) == ROWS
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_a_list_of_yaml_is_told_whatever_its_name(tmp_path: Path, form: str) -> None:
+    with pytest.raises(DataError, match=f"not readable as {form}: the file is YAML; write its rows as JSON Lines by"):
+        load(tmp_path, LIST, form)
+
+
+@pytest.mark.parametrize(
+    "text", ["<p><b>good</b></p>", "- ok: fine", "<rows> <a>", "--- a", "<?php", "- a: b\n- c: d", "<table><tr>"]
+)
+def test_texts_of_markup_are_read(tmp_path: Path, text: str) -> None:
+    body = f'"{text}","bad"\n"<p>{text}</p>","good"\n'
+    assert pairs(load(tmp_path, body, columns=["text", "label"]))[0] == (text, "bad")
