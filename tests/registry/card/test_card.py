@@ -48,7 +48,8 @@ OVERRIDE = CANARY.model_copy(update={"override": True})
         ),
         (
             Naming(row(2, 1), row(3, 1, actor="bob"), CANARY.model_copy(update={"percent": 0})),
-            "shadow beside version 1 2026-01-02 00:00 UTC to 2026-01-03 00:00 UTC, by me, because: why; ended by bob: why",
+            "shadow beside version 1 2026-01-02 00:00 UTC to 2026-01-03 00:00 UTC, by me, because: why; ended by "
+            "bob: why",
         ),
     ],
 )
