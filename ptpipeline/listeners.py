@@ -19,6 +19,11 @@ def find_listeners(port: int) -> set[int]:
     return {int(user) for place, state, user in _read_sockets() if place in places and state == _LISTENS}
 
 
+def find_strangers(port: int, owner: int) -> set[int]:
+    """Return those of them who are neither the owner nor root, who may read the owner's secrets anyway."""
+    return find_listeners(port) - {owner, 0}
+
+
 def is_running(pid: int) -> bool:
     """Return whether that process runs, and this user may end it."""
     try:

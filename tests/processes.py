@@ -7,7 +7,8 @@ What needs torch is a copy of this process, which has imported it: five seconds 
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -75,6 +76,16 @@ def _run(environment: dict[str, str], target: Callable[..., None], arguments: tu
     os.environ.clear()
     os.environ.update(environment)
     target(*arguments)
+
+
+@contextmanager
+def as_another_user(user: int = 65533) -> Iterator[None]:
+    """What root makes in the block, such as sockets, belongs to that user."""
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def in_child(work: Callable[[], None], ends: int = 0) -> None:

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from ptpipeline.listeners import find_listeners, is_running
+from ptpipeline.listeners import find_listeners, find_strangers, is_running
+from tests.processes import as_another_user
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,16 @@ def test_a_bound_port_without_a_listener_answers_nobody() -> None:
 def test_a_listener_elsewhere_does_not_count() -> None:
     with socket.create_server(("127.0.0.2", 0)) as listener:
         assert find_listeners(listener.getsockname()[1]) == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+@pytest.mark.parametrize(("owner", "strangers"), [(65533, set()), (65534, {65533})])
+def test_a_stranger_is_neither_the_owner_nor_root(owner: int, strangers: set[int]) -> None:
+    with as_another_user(65533):
+        listener = socket.create_server(("127.0.0.1", 0))
+    with listener, socket.create_server(("127.0.0.1", 0)) as of_root:
+        assert find_strangers(listener.getsockname()[1], owner) == strangers
+        assert find_strangers(of_root.getsockname()[1], owner) == set()
 
 
 def test_only_a_process_that_runs_is_running() -> None:

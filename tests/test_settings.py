@@ -20,7 +20,7 @@ from flows.cli import main
 from ptpipeline.errors import SettingsError
 from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES, bypass_proxies, is_loopback, load_settings
 from ptpipeline.storage import open_store
-from tests.processes import in_child
+from tests.processes import as_another_user, in_child
 
 RECORDED = {
     "store": "s3://stack",
@@ -303,16 +303,17 @@ def test_no_password_of_another_server_goes_to_a_stack_that_is_down(
     assert "MLFLOW_TRACKING_TOKEN" not in os.environ
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 def test_a_port_that_another_user_took_gets_no_key(stack: Path, caplog: pytest.LogCaptureFixture) -> None:
-    os.chown(stack / "stack.env", 65534, 65534)  # so that this process is another user
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with as_another_user():
+        listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
         port = listener.getsockname()[1]
         address = f"http://127.0.0.1:{port}"
         record(stack, {"settings": {**RECORDED, "mlflow": address, "s3_endpoint": address}, "processes": {}})
         load_settings()
     assert not {"MLFLOW_TRACKING_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & os.environ.keys()
-    assert f"port {port} of the stack's mlflow is taken by a program of user 0, which gets no key" in caplog.text
+    assert f"port {port} of the stack's mlflow is taken by a program of user 65533, which gets no key" in caplog.text
 
 
 # What the verbs import, from where another user may not read.

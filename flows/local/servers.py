@@ -24,7 +24,7 @@ from flows.local.process import HOST, MARK, Process, is_free, serves
 from flows.server.buckets import Bucket, make_bucket
 from flows.server.environment import POOL, clean_environment, client_environment
 from ptpipeline.errors import ServiceUnavailable, StackError
-from ptpipeline.listeners import find_listeners
+from ptpipeline.listeners import find_strangers
 from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES
 from ptpipeline.storage.s3 import KeyPair, RequestLimits, make_client
 
@@ -325,7 +325,7 @@ def _call(config: StackConfig, name: str, verb: str, path: str, body: Any = None
     """Ask one of the web servers, with its credential; None if there is no answer or an error, or another user has its
     port.
     """
-    if find_listeners(config.ports[name]) - {config.home.stat().st_uid}:
+    if find_strangers(config.ports[name], config.home.stat().st_uid):
         return None
     user, _, password = config.credential(name).partition(":")
     return _request(verb, f"{config.address(name)}{path}", body, timeout, (user, password))

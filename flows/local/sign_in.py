@@ -8,7 +8,7 @@ from flows.local.guard import login_link
 from flows.local.keys import credential
 from flows.local.stack import read
 from ptpipeline.errors import NotFound, StackError
-from ptpipeline.listeners import find_listeners
+from ptpipeline.listeners import find_strangers
 from ptpipeline.private import write_private
 from ptpipeline.settings import STACK_SECRETS, Settings, read_secrets
 
@@ -30,7 +30,7 @@ def sign_in_link(settings: Settings, page: str) -> str:
     if stack is None or stack.settings.get(name) != getattr(settings, name):
         return url
     secret = credential(read_secrets(settings.home), name)
-    if find_listeners(urlsplit(addresses[name]).port or 0) - {(settings.home / STACK_SECRETS).stat().st_uid}:
+    if find_strangers(urlsplit(addresses[name]).port or 0, (settings.home / STACK_SECRETS).stat().st_uid):
         raise StackError(f"{addresses[name]} is another user's server now: `ptp up` starts {name} at another port")
     return login_link(addresses[name], secret, url.removeprefix(addresses[name]) or "/")
 

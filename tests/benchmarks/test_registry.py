@@ -47,7 +47,7 @@ def a_history(*versions: int) -> list[Promotion]:
             actor="me",
             reason="why",
             verdict=None,
-            at="now",
+            at="2026-01-01T00:00:00+00:00",
         )
         for seq, version in enumerate(versions, 1)
     ]

@@ -17,7 +17,7 @@ from flows.local.process import Process
 from flows.local.servers import GRPC_OFFSET, GRPC_SOCKET, MAKE, StackConfig
 from ptpipeline.errors import StackError
 from tests.flows.server.test_prefect import Prefect, listening
-from tests.processes import in_child
+from tests.processes import as_another_user, in_child
 
 BEGAN = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 
@@ -39,11 +39,12 @@ def test_a_worker_is_ready_once_it_has_sent_a_heartbeat_of_its_own(
     assert not servers._worker_ready(config, process)  # nobody answers any more
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 def test_a_server_at_another_users_port_is_not_asked(tmp_path: Path) -> None:
-    with listening(Prefect({"POST /work_pools/ptp/workers/filter": lambda _: (200, [])})) as prefect:
+    answers = {"POST /work_pools/ptp/workers/filter": lambda _: (200, [])}
+    with as_another_user(), listening(Prefect(answers)) as prefect:
+        os.seteuid(0)
         config = StackConfig(tmp_path, {"prefect": urlsplit(prefect.url).port or 0}, load_keys(tmp_path))
-        os.chown(tmp_path, 65534, 65534)  # so that this process is another user
         assert not servers._worker_ready(config, Process(pid=1, created=BEGAN.timestamp()))
     assert prefect.asked == []
 

@@ -12,6 +12,7 @@ import pytest
 from flows.local.sign_in import open_page, sign_in_link
 from ptpipeline.errors import NotFound, StackError
 from ptpipeline.settings import Settings
+from tests.processes import as_another_user
 
 MLFLOW, PREFECT = "http://127.0.0.1:5000", "http://127.0.0.1:4200"
 RECORDED = {"mlflow": MLFLOW, "prefect": f"{PREFECT}/api", "s3_endpoint": "http://127.0.0.1:8333"}
@@ -42,10 +43,11 @@ def test_a_page_of_the_stack_gets_a_link(settings: Settings, page: str, start: s
     assert "secret" not in link
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 def test_no_browser_is_led_to_another_users_server(settings: Settings) -> None:
-    os.chown(settings.home / "stack.env", 65534, 65534)  # so that this process is another user
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with as_another_user():
+        listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         (settings.home / "stack.json").write_text(
             json.dumps({"settings": {**RECORDED, "mlflow": address}, "processes": {}})

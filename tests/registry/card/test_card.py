@@ -28,24 +28,28 @@ OVERRIDE = CANARY.model_copy(update={"override": True})
 @pytest.mark.parametrize(
     ("naming", "told"),
     [
-        (Naming(row(1, 1)), "since 2026-01-01 UTC, by me, because: why"),
-        (Naming(row(1, 1, override=True)), "since 2026-01-01 UTC, by me against the gate, because: why"),
+        (Naming(row(1, 1)), "since 2026-01-01 00:00 UTC, by me, because: why"),
+        (Naming(row(1, 1, override=True)), "since 2026-01-01 00:00 UTC, by me against the gate, because: why"),
         (
             Naming(row(1, 1), row(2, 2, actor="bob", reason="worse")),
-            "2026-01-01 UTC to 2026-01-02 UTC, by me, because: why; then version 2, by bob: worse",
+            "2026-01-01 00:00 UTC to 2026-01-02 00:00 UTC, by me, because: why; then version 2, by bob: worse",
         ),
-        (Naming(row(2, 1), None, CANARY), "canary at 10% beside version 1 since 2026-01-02 UTC, by me, because: why"),
+        (
+            Naming(row(2, 1), None, CANARY),
+            "canary at 10% beside version 1 since 2026-01-02 00:00 UTC, by me, because: why",
+        ),
         (
             Naming(row(2, 1, override=True), None, CANARY),  # the other version is what overrides the gate
-            "canary at 10% beside version 1 since 2026-01-02 UTC, by me, because: why",
+            "canary at 10% beside version 1 since 2026-01-02 00:00 UTC, by me, because: why",
         ),
         (
             Naming(row(2, 1), None, OVERRIDE),
-            "canary at 10% beside version 1 since 2026-01-02 UTC, by me against the gate, because: why",
+            "canary at 10% beside version 1 since 2026-01-02 00:00 UTC, by me against the gate, because: why",
         ),
         (
             Naming(row(2, 1), row(3, 1, actor="bob"), CANARY.model_copy(update={"percent": 0})),
-            "shadow beside version 1 2026-01-02 UTC to 2026-01-03 UTC, by me, because: why; ended by bob: why",
+            "shadow beside version 1 2026-01-02 00:00 UTC to 2026-01-03 00:00 UTC, by me, because: why; ended by "
+            "bob: why",
         ),
     ],
 )
@@ -131,7 +135,7 @@ def test_what_names_it_now_comes_before_what_did_and_the_oldest_are_left_out(car
     told = [line for line in render_description(newest, NUMBERED).splitlines() if line.startswith("- **")]
     assert [line[4:8] for line in told] == ["now*", *["prod"] * (MAX_NAMINGS - 1)]
     assert "since" in told[0]
-    assert "2026-01-10 UTC to 2026-01-11 UTC" in told[1]
+    assert "2026-01-10 00:00 UTC to 2026-01-11 00:00 UTC" in told[1]
 
 
 def test_a_champion_that_is_no_version_any_more_is_told_by_its_digest(card: Card) -> None:
