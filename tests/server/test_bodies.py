@@ -25,13 +25,19 @@ def chat(*messages: dict[str, Any], **given: Any) -> Chat:
 def test_a_text_is_generated_as_it_is_asked_for() -> None:
     asked = {"max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "stop": ["a", "b"], "seed": 3}
     assert completion(**asked).read_sampling(Limits()) == Sampling(9, 0.5, 0.9, ("a", "b"), 3)
-    assert completion(stop="a").read_sampling(Limits()) == Sampling(stop=("a",))
+    assert completion(stop="the end").read_sampling(Limits()) == Sampling(stop=("the end",))
 
 
 def test_a_chat_may_name_its_limit_in_the_newer_way() -> None:
     assert chat(max_completion_tokens=9).read_sampling(Limits()).max_tokens == 9
+    assert chat(max_completion_tokens=9, max_tokens=5).read_sampling(Limits()).max_tokens == 9
     with pytest.raises(Refusal, match="max_tokens: 9, at most 8"):
         chat(max_completion_tokens=9).read_sampling(Limits(max_tokens=8))
+
+
+def test_the_parts_of_a_message_are_one_text_with_nothing_between_them() -> None:
+    parts = [{"type": "text", "text": text} for text in ("a fi", "lm")]
+    assert chat({"role": "user", "content": parts}).read_text() == "a film"
 
 
 def test_as_many_tokens_as_are_allowed_may_be_asked_for() -> None:

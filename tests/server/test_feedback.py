@@ -44,7 +44,8 @@ def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) 
             for index in (0, 1, 2, 2, 3)
         ]
         assert told == [200, 200, 200, 404, 404]
-        assert client.post("/v1/feedback", json={"id": "req-1-x", "label": "positive"}).status_code == 400
+        for wrong in ("req-1-x", "req-1-", "-1", "req-1-²", "req-1-" + "1" * 9):
+            assert client.post("/v1/feedback", json={"id": wrong, "label": "positive"}).status_code == 400
 
 
 def test_a_label_that_neither_version_has_is_refused_and_the_right_one_may_follow(tmp_path: Path) -> None:

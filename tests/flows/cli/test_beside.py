@@ -94,6 +94,15 @@ def test_an_alias_names_a_version_and_not_a_place_in_its_history(registry: Regis
     assert json.loads(ptp("show", "mood").stdout)["version"]["number"] == 1  # it is the third move
 
 
+def test_a_rollback_moves_the_alias_and_to_the_version_that_it_is_given(registry: Registry) -> None:
+    assert ptp("promote", "mood@2", "--reason", "good").exit_code == 0
+    for number in (1, 2, 3):
+        ptp("promote", f"mood@{number}", "--alias", "staging", "--reason", "try it")
+    done = ptp("rollback", "mood", "--alias", "staging", "--to", "1", "--reason", "bad")
+    assert (json.loads(done.stdout)["alias"], json.loads(done.stdout)["version"]) == ("staging", 1), done.output
+    assert {head.alias: head.version for head in registry.ledger.heads("mood")} == {"production": 2, "staging": 1}
+
+
 def test_status_tells_servers_that_are_silent_or_lag_and_a_store_that_cannot_be_asked(
     registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

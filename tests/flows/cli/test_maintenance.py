@@ -110,7 +110,7 @@ def test_what_cannot_be_signed_is_exit_code_4(
     key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_private(tmp_path / "key.pem", key)
     monkeypatch.setenv("PTP_SIGNING_KEY", str(tmp_path / "key.pem"))
-    assert ptp("sign", "topic").exit_code == 0
+    assert [ptp("sign", name).exit_code for name in ("topic", "topic@1", "topic@production")] == [0, 0, 0]
     registry.store.delete(manifest_key("topic", registry.ledger.version("topic", 1).digest))
     assert ptp("sign", "topic").exit_code == 4
 
