@@ -59,6 +59,12 @@ _SPREAD = (
     '[print(json.dumps((one := read(text))[0])) or (text := text[one[1]:].lstrip()) for _ in iter(lambda: text > "", '
     "False)]' FILE > NEW.jsonl"
 )
+_COMMENT = "begins a comment, which JSON has not: delete it"
+_PYTHON = (
+    "is an object as Python prints it; write each as JSON by: python -c 'import ast, json, sys; "
+    '[print(json.dumps(ast.literal_eval(line.strip()))) for line in open(sys.argv[1], encoding="utf8") if '
+    "line.strip()]' FILE > NEW.jsonl"
+)
 _COMMA = "take the commas between the objects out, for example by: sed 's/,[[:space:]]*$//' FILE > NEW"
 _BEFORE, _BEHIND = "\ufeff\x1e", "\x1a"  # an object: marks, the record separator of RFC 7464; the end of a file in DOS
 _KINDS = {bool: "booleans", list: "lists", dict: "objects"}
@@ -196,8 +202,13 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
     rest = line[error.pos :].strip() if isinstance(error, json.JSONDecodeError) else ""
-    if number == 1 and line.lstrip().startswith("["):
+    begin = line.lstrip()[:2]
+    if number == 1 and begin[0] == "[":
         reason = _ARRAY
+    elif begin in ("//", "/*"):
+        reason = f"line {number} {_COMMENT}"
+    elif begin == "{'":
+        reason = f"line {number} {_PYTHON}"
     elif line.strip() == "{":
         reason = f"line {number} ends within an object; {_SPREAD}"
     elif number == 1 and is_page(line):
