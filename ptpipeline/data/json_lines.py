@@ -192,7 +192,7 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = decoder.decode(plain)
             except (ValueError, RecursionError) as error:
-                _refuse(name, number, plain, error)
+                _refuse(name, path, number, plain, error)
             if not isinstance(row, dict):
                 array = isinstance(row, list) and number == 1 and not file.read(1).strip()
                 reason = _ARRAY if array else f"line {number} is not a JSON object"
@@ -200,11 +200,25 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
+def _describe_array(path: Path) -> str:
+    """Return what to do with a file that is one array: the command that makes rows of it fails if it is no JSON."""
+    if path.stat().st_size > MAX_LINE:
+        return _ARRAY
+    try:
+        json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        return f"the file is one JSON array, but no valid JSON: {place}; correct it there, then write one object a line"
+    except (ValueError, RecursionError):
+        return "the file is one JSON array that is nested too deep; write one object a line"
+    return _ARRAY
+
+
+def _refuse(name: str, path: Path, number: int, line: str, error: Exception) -> NoReturn:
     rest = line[error.pos :].strip() if isinstance(error, json.JSONDecodeError) else ""
     begin = line.lstrip()[:2]
     if number == 1 and begin[0] == "[":
-        reason = _ARRAY
+        reason = _describe_array(path)
     elif begin in ("//", "/*"):
         reason = f"line {number} {_COMMENT}"
     elif begin == "{'":

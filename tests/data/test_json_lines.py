@@ -184,6 +184,14 @@ def test_an_array_is_told_with_a_command_that_works(tmp_path: Path, indent: int 
     assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a \u00e9", "bad"), ("b", "good")]
 
 
+@pytest.mark.parametrize("rest", ["{'text': 'a'}\n]", "{text: 1}\n]", "]\n]", '{"text": "a"}\n'])
+def test_an_array_that_is_no_json_is_told_with_its_place(tmp_path: Path, rest: str) -> None:
+    place = f"line {4 if rest.endswith(chr(10)) else 3}, column "
+    said = told(tmp_path, f"[\n{GOOD},\n{rest}")
+    assert said.startswith(f"not readable as jsonl: the file is one JSON array, but no valid JSON: {place}")
+    assert said.endswith("; correct it there, then write one object a line")
+
+
 def test_a_list_above_other_lines_is_told_as_a_line(tmp_path: Path) -> None:
     assert told(tmp_path, f"[{GOOD}]\n{GOOD}\n") == "not readable as jsonl: line 1 is not a JSON object"
 
