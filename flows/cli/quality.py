@@ -209,7 +209,7 @@ def _print_file(measured: "FileReport") -> None:
     if isinstance(prompt, Scores):
         print_table(
             [
-                {"label": label, **figures, "answered": prompt.predicted[label]}
+                {"label": label, **figures, "support": int(figures["support"]), "answered": prompt.predicted[label]}
                 for label, figures in prompt.per_label.items()
             ],
             as_json=False,

@@ -90,9 +90,10 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
     labels, longest = Counter[str](), 0
     if choice.free:
         _check_text(sketch, choice.label, answers)
-        unit, lengths = _measure([cell for cell in filled if is_utf8(cell)], choice.base, tasks)
+        targets = [f" {cell.strip()}" for cell in filled if is_utf8(cell)]  # as they are trained on
+        unit, lengths = _measure(targets, choice.base, tasks)
         # a token has at least a byte; the last one ends the text
-        longest = 1 + max(lengths if unit == "tokens" else map(len, map(str.encode, filled)), default=0)
+        longest = 1 + max(lengths if unit == "tokens" else (len(text.encode()) for text in targets), default=0)
     else:
         labels = Counter(filled)
         _check_labels(sketch, choice, labels)

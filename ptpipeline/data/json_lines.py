@@ -59,6 +59,12 @@ _SPREAD = (
     '[print(json.dumps((one := read(text))[0])) or (text := text[one[1]:].lstrip()) for _ in iter(lambda: text > "", '
     "False)]' FILE > NEW.jsonl"
 )
+_COMMENT = "begins a comment, which JSON has not: delete it"
+_PYTHON = (
+    "is an object as Python prints it; write each as JSON by: python -c 'import ast, json, sys; "
+    '[print(json.dumps(ast.literal_eval(line.strip()))) for line in open(sys.argv[1], encoding="utf8") if '
+    "line.strip()]' FILE > NEW.jsonl"
+)
 _COMMA = "take the commas between the objects out, for example by: sed 's/,[[:space:]]*$//' FILE > NEW"
 _BEFORE, _BEHIND = "\ufeff\x1e", "\x1a"  # an object: marks, the record separator of RFC 7464; the end of a file in DOS
 _KINDS = {bool: "booleans", list: "lists", dict: "objects"}
@@ -186,7 +192,7 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = decoder.decode(plain)
             except (ValueError, RecursionError) as error:
-                _refuse(name, number, plain, error)
+                _refuse(name, path, number, plain, error)
             if not isinstance(row, dict):
                 array = isinstance(row, list) and number == 1 and not file.read(1).strip()
                 reason = _ARRAY if array else f"line {number} is not a JSON object"
@@ -194,10 +200,29 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
+def _describe_array(path: Path) -> str:
+    """Return what to do with a file that is one array: the command that makes rows of it fails if it is no JSON."""
+    if path.stat().st_size > MAX_LINE:
+        return _ARRAY
+    try:
+        json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        return f"the file is one JSON array, but no valid JSON: {place}; correct it there, then write one object a line"
+    except (ValueError, RecursionError):
+        return "the file is one JSON array that is nested too deep; write one object a line"
+    return _ARRAY
+
+
+def _refuse(name: str, path: Path, number: int, line: str, error: Exception) -> NoReturn:
     rest = line[error.pos :].strip() if isinstance(error, json.JSONDecodeError) else ""
-    if number == 1 and line.lstrip().startswith("["):
-        reason = _ARRAY
+    begin = line.lstrip()[:2]
+    if number == 1 and begin[0] == "[":
+        reason = _describe_array(path)
+    elif begin in ("//", "/*"):
+        reason = f"line {number} {_COMMENT}"
+    elif begin == "{'":
+        reason = f"line {number} {_PYTHON}"
     elif line.strip() == "{":
         reason = f"line {number} ends within an object; {_SPREAD}"
     elif number == 1 and is_page(line):

@@ -14,7 +14,7 @@ from typing import Any
 from ptpipeline.archives import unfold
 from ptpipeline.data.files import find_kind, load_file
 from ptpipeline.data.folders import advise_folder
-from ptpipeline.data.markup import YAML
+from ptpipeline.data.markup import YAML, Kind
 from ptpipeline.data.table import NoRows, Part, Table, Wanted, fold_name
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.foreign import parsing, shorten
@@ -156,6 +156,8 @@ def tell_format(path: Path) -> str:
     except DataError:
         with parsing(str(path), _READABLE, DataError):
             kind = find_kind(file, "csv") if (file := resolve_path(path)).is_file() else None
+        if kind is not None and re.search(r"\.(tgz|tar\.\w+)$", path.name.lower()):
+            kind = Kind("a compressed tar archive", "unpack it by: tar -xf FILE")
         if kind is None and path.suffix.lower() in (".yaml", ".yml"):
             kind = YAML
         if kind is None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-FEWEST = 3  # different letters, or texts, that make it sure
+FEWEST = 3  # different letters, or texts, that make it sure; one letter less if there is no other text
 
 _ENCODINGS = {"Windows-1252": "cp1252", "Windows-1251": "cp1251"}
 # The character that stands for each byte; those that the encoding does not have stand for themselves, as in browsers.
@@ -47,8 +47,9 @@ def find_reencoded(texts: Sequence[str]) -> Reencoded | None:
     for encoding in _ENCODINGS:
         undone = {index: right for index in letters if (right := _undo(texts[index], encoding)) is not None}
         different = {letter for right in undone.values() for letter in _LETTERS.findall(right)}
-        if len(different) >= FEWEST and len(undone) * 2 > len(letters):
-            return Reencoded(list(undone), encoding, len(undone) == len(letters))
+        whole = len(undone) == len(letters)
+        if len(different) >= FEWEST - whole and len(undone) * 2 > len(letters):
+            return Reencoded(list(undone), encoding, whole)
         sure = [index for index, right in undone.items() if _NEVER.search(right)]
         if len(sure) >= FEWEST:
             return Reencoded(sure, encoding, False)

@@ -145,7 +145,8 @@ def _read_pointer(store: ObjectStore, task: str, alias: str) -> Promotion:
         body = store.read(key).body
     except NotFound:
         raise NotFound(
-            f"{task} has no {alias} version in {store.url}; train and promote one with `ptp run {task}`"
+            f"{task} has no {alias} version in {store.url}; train one with `ptp run {task}` and, if its "
+            f"task file says `promote: manual`, approve it with `ptp approve {task}@N`"
         ) from None
     promotion = parse_record(Pointer, body, f"{store.url}/{key}: not a pointer", WRITTEN_AGAIN).promotion
     if (promotion.task, promotion.alias) != (task, alias):

@@ -184,6 +184,14 @@ def test_an_array_is_told_with_a_command_that_works(tmp_path: Path, indent: int 
     assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a \u00e9", "bad"), ("b", "good")]
 
 
+@pytest.mark.parametrize("rest", ["{'text': 'a'}\n]", "{text: 1}\n]", "]\n]", '{"text": "a"}\n'])
+def test_an_array_that_is_no_json_is_told_with_its_place(tmp_path: Path, rest: str) -> None:
+    place = f"line {4 if rest.endswith(chr(10)) else 3}, column "
+    said = told(tmp_path, f"[\n{GOOD},\n{rest}")
+    assert said.startswith(f"not readable as jsonl: the file is one JSON array, but no valid JSON: {place}")
+    assert said.endswith("; correct it there, then write one object a line")
+
+
 def test_a_list_above_other_lines_is_told_as_a_line(tmp_path: Path) -> None:
     assert told(tmp_path, f"[{GOOD}]\n{GOOD}\n") == "not readable as jsonl: line 1 is not a JSON object"
 
@@ -306,7 +314,10 @@ def test_marks_at_the_begin_are_no_part_of_the_first_row(tmp_path: Path) -> None
 
 
 def test_a_comment_is_told(tmp_path: Path) -> None:
-    assert told(tmp_path, f"// rows\n{GOOD}\n").startswith("not readable as jsonl: line 1 is not a JSON object")
+    for comment in ("// rows", " /* rows */"):
+        assert told(tmp_path, f"{comment}\n{GOOD}\n") == (
+            "not readable as jsonl: line 1 begins a comment, which JSON has not: delete it"
+        )
     assert told(tmp_path, f"{GOOD}\n# rows\n").startswith("not readable as jsonl: line 2, column 1: Expecting value")
 
 
@@ -346,6 +357,16 @@ def test_questions_about_paragraphs_are_told_with_a_command_that_makes_a_row_of_
         ("A", "one", "who?", None),
         ("A", "two", "where?", "it's Paris"),
     ] * 2
+
+
+def test_objects_as_python_prints_them_are_told_with_a_command_that_works(tmp_path: Path) -> None:
+    rows = [{**row, "score": None} for row in RECORDS[::-1]]
+    command = re.search(r"by: (python -c .*)$", told(tmp_path, "\n".join(map(repr, rows))))
+    assert command is not None
+    done = command[1].replace("python", sys.executable, 1).replace("FILE", "rows.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    found = pairs(load(tmp_path, (tmp_path / "NEW.jsonl").read_bytes(), "jsonl"))
+    assert found == [(row["text"], row["label"]) for row in rows]
 
 
 def test_objects_over_several_lines_are_told_with_a_command_that_works(tmp_path: Path) -> None:

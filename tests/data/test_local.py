@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ptpipeline.data import joined
-from ptpipeline.data.local import find_rows_file
+from ptpipeline.data.local import find_rows_file, tell_format
 from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError, NotFound
@@ -292,3 +293,11 @@ def test_an_advice_about_a_compressed_file_is_about_what_it_holds(tmp_path: Path
     plain = gzip.decompress(path.read_bytes()).decode("utf-16")
     path.write_bytes(gzip.compress(plain.encode()))
     assert texts(tmp_path, path=str(path)) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["rows.tar.gz", "rows.csv.TGZ", "rows.tar.bz2"])
+def test_a_compressed_archive_is_told_with_one_command(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / name, "w:bz2" if name.endswith("bz2") else "w:gz") as archive:
+        archive.add(write(tmp_path / "rows.csv", f"{HEAD}a,good\n"), "rows.csv")
+    with pytest.raises(DataError, match=r"the file is a compressed tar archive; unpack it by: tar -xf FILE$"):
+        tell_format(tmp_path / name)

@@ -24,6 +24,7 @@ def encode_twice(texts: list[str], codec: str) -> list[str]:
     ("texts", "codec", "encoding"),
     [
         (FRENCH, "cp1252", "Windows-1252"),
+        (["é", "ö"], "cp1252", "Windows-1252"),
         (RUSSIAN, "cp1252", "Windows-1252"),
         (RUSSIAN, "cp1251", "Windows-1251"),
         (KOREAN, "cp1252", "Windows-1252"),
@@ -48,6 +49,7 @@ def test_texts_that_were_encoded_twice_are_found(texts: list[str], codec: str, e
         ["NESTLÉ®", "NESCAFÉ®", "CAFÉ™", "CAFÉ…"],  # each would be UTF-8, but of letters that nobody writes
         ["Why is ’ shown as â€™ here?", "plain"],
         ["AMANHÃ»", *FRENCH],
+        ["AMANHÃ»", "MANHÃ»"],
         ["caf\udce9"] * 9,
         [],
     ],

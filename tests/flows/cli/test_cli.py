@@ -360,7 +360,10 @@ def test_all_that_is_wrong_with_the_tasks_is_told_at_once(environment: dict[str,
     [
         (("run", "nothing"), "no task 'nothing'"),
         (("run", "../etc"), "a task name has lower-case letters"),
-        (("predict", "tiny-sentiment", "x"), "tiny-sentiment has no production version"),
+        (
+            ("predict", "tiny-sentiment", "x"),
+            "if its task file says `promote: manual`, approve it with `ptp approve tiny-sentiment@N`",
+        ),
         (("predict", "tiny-sentiment@7", "x"), "has no version 7"),
         (("predict", "tiny@sent@iment", "x"), "names no prompt"),
         (("promote", "tiny-sentiment@1", "--reason", "x"), "version 1"),

@@ -363,6 +363,9 @@ def test_rows_that_trained_the_version_are_counted(nights: Nights, ptp: Any) -> 
     _, out, _ = ptp("evaluate", f"{NAME}@1", "--data", str(nights.project.folder / f"{NAME}.csv"))
     assert "of these rows, so its figures are too good" in out
     assert all(word in out for word in ("zero-shot", "macro F1", "calibration error", "precision", "answered"))
+    rows = [line.split() for line in out.splitlines() if line.startswith(("negative ", "positive "))]
+    assert all(row[4].isdigit() for row in rows)  # the support, between F1 and what was answered
+    assert len(rows) == 2
 
 
 @pytest.mark.parametrize(

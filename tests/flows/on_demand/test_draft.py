@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.on_demand.draft import Choice, Facts, render, write
+from flows.on_demand.draft import Choice, Facts, find_facts, render, write
 from flows.on_demand.sketch import (
     Seen,
     Sketch,
@@ -202,3 +202,10 @@ def test_a_pair_and_a_target_are_drafted(
     assert task.template == template
     assert (task.data.target, task.data.label) == ((choice.label, None) if choice.free else (None, "label"))
     assert (task.generate.max_new_tokens if task.generate else None) == generated
+
+
+def test_the_longest_answer_counts_with_the_blank_before_it_and_the_end_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,answer\na,\u00e9\u00e9 \nb,x\nc,\n", encoding="utf-8")
+    facts = find_facts(look(path, None, tmp_path), CHOICE._replace(label="answer", free=True), tmp_path)
+    assert (facts.longest, facts.unlabelled, facts.labels) == (len(" \u00e9\u00e9".encode()) + 1, 1, {})
