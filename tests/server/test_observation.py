@@ -12,7 +12,8 @@ from ptpipeline.server.limits import Limits
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.observation import make_router
 from ptpipeline.server.service import Service
-from ptpipeline.serving.live import DISCOVER, Live
+from ptpipeline.serving.live import Live
+from ptpipeline.serving.pointers import DISCOVER
 from ptpipeline.storage import FolderStore
 from tests.server.serving import fill
 from tests.server.test_door import Unobserved
