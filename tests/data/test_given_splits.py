@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ptpipeline.data.rows import CheckedRows, split_of
 from ptpipeline.data.snapshot import load_split, take_snapshot
@@ -36,6 +37,13 @@ def checked(task: Task, folder: Path) -> CheckedRows:
 
 def placed(outcome: CheckedRows) -> list[tuple[int, str]]:
     return [(row.number, row.split) for row in outcome.rows]
+
+
+def test_a_number_names_a_value_of_a_split_and_a_truth_does_not() -> None:
+    """A file may write the second as true, True, TRUE or 1."""
+    assert SplitSpec.model_validate(LISTED | {"train": [0]}).train == ["0"]
+    with pytest.raises(ValidationError, match="valid string"):
+        SplitSpec.model_validate(LISTED | {"train": [True]})
 
 
 def record(outcome: CheckedRows, name: str) -> DataCheck:

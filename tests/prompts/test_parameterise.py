@@ -5,6 +5,7 @@ import torch
 
 from ptpipeline.models.inputs import KeyValues, SoftPrompt, list_tensors
 from ptpipeline.prompts.parameterise import parameterise
+from ptpipeline.prompts.tensors import round_to_stored
 from ptpipeline.task.recipe import Tune
 
 RECIPES = {
@@ -76,3 +77,13 @@ def test_leaves_the_global_generator_alone(tune: Tune) -> None:
     torch.manual_seed(7)
     parameterise(tune, start)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_stored_does_not_train_on_with_the_parameters(tune: Tune) -> None:
+    prompt = initial(tune)
+    stored = round_to_stored(prompt, "float32")
+    for tensor in list_tensors(prompt):
+        tensor += 1
+    assert all(
+        torch.equal(one + 1, other) for one, other in zip(list_tensors(stored), list_tensors(prompt), strict=True)
+    )

@@ -3,6 +3,7 @@
 import json
 import threading
 import webbrowser
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ptpipeline import storage
 from ptpipeline.errors import NotFound
 from ptpipeline.private import write_private
 from ptpipeline.progress import Standing
+from ptpipeline.records import base
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import manifest_key
@@ -94,10 +96,14 @@ def test_a_task_of_which_only_an_intent_is_there_is_known(registry: Registry) ->
     assert (done.exit_code, "nothing is registered yet" in done.stderr) == (0, True)
 
 
-def test_garbage_of_one_task_is_listed_alone(registry: Registry) -> None:
+def test_garbage_of_one_task_is_listed_alone(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mood", "topic"):
         for seed in (2, 3):
             published(registry, a_task(name), seed)
+    in_half_an_hour = datetime.now(UTC) + timedelta(minutes=30)
+    with monkeypatch.context() as later:
+        later.setattr(base, "read_clock", lambda: in_half_an_hour)
+        assert ptp("gc", "--keep", "1", "--grace", "1", "--json").stdout == ""  # hours
     words = ("gc", "--keep", "1", "--grace", "0", "--json")
     found = [json.loads(line)["task"] for line in ptp(*words, "mood").stdout.splitlines()]
     assert set(found) == {"mood"}

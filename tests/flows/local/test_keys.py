@@ -58,6 +58,8 @@ def test_a_certificate_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert [mode(path) for path in (paths.certificate.parent, *paths)] == [0o700, 0o600, 0o600]
     certificate.ensure(tmp_path)
     assert public_keys(tmp_path) == before
+    held = x509.load_pem_x509_certificate(paths.certificate.read_bytes())
+    assert held.not_valid_after_utc.year - held.not_valid_before_utc.year >= 99  # its end would only stop the stack
 
 
 @pytest.mark.parametrize("lost", [0, 1])

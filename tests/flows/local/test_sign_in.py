@@ -89,3 +89,10 @@ def test_the_browser_gets_the_link_in_a_private_file(settings: Settings, monkeyp
     assert opened == [(settings.home / "open.html").as_uri()]
     assert stat.S_IMODE((settings.home / "open.html").stat().st_mode) == 0o600
     assert f"{PREFECT}/ptp-login?token=" in (settings.home / "open.html").read_text()
+
+
+def test_the_file_holds_a_link_whatever_the_address_holds(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webbrowser, "open", lambda _: True)
+    elsewhere = settings.model_copy(update={"mlflow": "https://mlflow.example"})
+    assert open_page(elsewhere, 'https://mlflow.example/"><script>')
+    assert "<script>" not in (settings.home / "open.html").read_text()
