@@ -59,6 +59,10 @@ _SPREAD = (
     '[print(json.dumps((one := read(text))[0])) or (text := text[one[1]:].lstrip()) for _ in iter(lambda: text > "", '
     "False)]' FILE > NEW.jsonl"
 )
+_NAMED = (
+    "; name the values of each list in their order, such as text and label, by: python -c 'import json, sys; "
+    '[print(json.dumps(dict(zip(sys.argv[2].split(","), row)))) for row in ROWS]\' FILE text,label > NEW.jsonl'
+)
 _COMMENT = "begins a comment, which JSON has not: delete it"
 _PYTHON = (
     "is an object as Python prints it; write each as JSON by: python -c 'import ast, json, sys; "
@@ -195,9 +199,21 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 _refuse(name, path, number, plain, error)
             if not isinstance(row, dict):
                 array = isinstance(row, list) and number == 1 and not file.read(1).strip()
-                reason = _ARRAY if array else f"line {number} is not a JSON object"
+                reason = _describe_list(row, array) if number == 1 else ""
+                reason = reason or f"line {number} is not a JSON object"
                 raise DataError(f"{name}: not readable as jsonl: {reason}")
             yield number, row
+
+
+def _describe_list(row: Any, array: bool) -> str:
+    """Return what to do with a list that holds all rows (`array`), or is one of them; nothing if it is none."""
+    if array and isinstance(next(iter(row), None), list):
+        rows = 'json.load(open(sys.argv[1], encoding="utf8"))'
+        return f"the file is one JSON array of lists{_NAMED.replace('ROWS', rows)}"
+    if array or not isinstance(row, list) or any(isinstance(value, dict | list) for value in row):
+        return _ARRAY if array else ""
+    rows = 'map(json.loads, filter(str.strip, open(sys.argv[1], encoding="utf8")))'
+    return f"the lines are JSON lists, and no objects{_NAMED.replace('ROWS', rows)}"
 
 
 def _describe_array(path: Path) -> str:

@@ -192,8 +192,21 @@ def test_an_array_that_is_no_json_is_told_with_its_place(tmp_path: Path, rest: s
     assert said.endswith("; correct it there, then write one object a line")
 
 
+@pytest.mark.parametrize("lines", [True, False])
+def test_lists_as_rows_are_told_with_a_command_that_names_their_values(tmp_path: Path, lines: bool) -> None:
+    rows = [[row["text"], row["label"]] for row in RECORDS]
+    body = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
+    command = re.search(r"by: (python -c .*)$", told(tmp_path, body))
+    assert command is not None
+    done = command[1].replace("python", sys.executable, 1).replace("FILE", "rows.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    found = pairs(load(tmp_path, (tmp_path / "NEW.jsonl").read_bytes(), "jsonl"))
+    assert found == [(row["text"], row["label"]) for row in RECORDS]
+
+
 def test_a_list_above_other_lines_is_told_as_a_line(tmp_path: Path) -> None:
     assert told(tmp_path, f"[{GOOD}]\n{GOOD}\n") == "not readable as jsonl: line 1 is not a JSON object"
+    assert told(tmp_path, f"{GOOD}\n[1, 2]\n") == "not readable as jsonl: line 2 is not a JSON object"
 
 
 def test_an_object_over_several_lines_is_told(tmp_path: Path) -> None:
