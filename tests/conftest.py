@@ -20,6 +20,7 @@ import alembic.command
 import boto3
 import botocore.session
 import pytest
+import typer.main
 from httpx._transports import default
 from hypothesis import settings
 
@@ -54,6 +55,8 @@ if "TMPDIR" not in os.environ and has_room(MEMORY):
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 # So would each request of httpx with the certificates of all authorities: 0.03 s, also while it polls a server.
 default.create_ssl_context = functools.cache(default.create_ssl_context)
+# So would each call of `ptp` in this process make its forty verbs of their functions: 0.01 s.
+typer.main.get_command = functools.cache(typer.main.get_command)
 # And so would each new ledger run every migration: 0.05 s.
 alembic.command.upgrade = ledgers.upgrade
 
