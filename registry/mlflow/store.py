@@ -99,8 +99,8 @@ class MlflowStore:
         with self._connection() as client:
             shown = client.get_model_version(card.task, number)
             tags = card.tags(version) | self._show_page(client, shown, render_page(card, version))
-            name_template(client, card)
         with self._writing() as registry:
+            name_template(client, registry, card)
             if shown.description != render_description(card, version):
                 registry.update_model_version(card.task, number, render_description(card, version))
             for key, value in tags.items():

@@ -24,12 +24,14 @@ from registry.mlflow.client import log_files
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import RunTag
+    from mlflow.store.model_registry.rest_store import RestStore
 
 COMMIT_TAG = "mlflow.source.git.commit"
 LINKED_PROMPTS_TAG = "mlflow.linkedPrompts"
 PROMPT_EXPERIMENTS_TAG = "_mlflow_experiment_ids"
 IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
 TASK_TAG = "ptp.task"  # of a registered model or a prompt that ptpipeline made
+PAGE_OF_PROMPTS_TAG = "ptp.model"  # of a text template
 PAGE_FILE = "report.html"
 LAST_METRICS = 800  # in one request with parameters and tags: it may have at most 1,000 of all
 
@@ -53,10 +55,13 @@ def create_version(client: "MlflowClient", card: Card) -> str:
     experiment = ensure_experiment(client, card.task)
     run = _ensure_run(client, experiment, card)
     template = json.dumps([_ensure_template(client, experiment, card)])
-    model = _ensure_logged_model(client, Place(experiment, run, template), card)
-    known = client.search_model_versions(f"name='{card.task}' and source_path='models:/{model}'")
-    if known:  # somebody altered the tags by which it is found
-        return min((str(version.version) for version in known), key=int)
+    model = _find_logged_model(client, experiment, card)
+    if model is not None:
+        known = client.search_model_versions(f"name='{card.task}' and source_path='models:/{model}'")
+        if known:  # somebody altered the tags by which it is found
+            return min((str(version.version) for version in known), key=int)
+    else:
+        model = _create_logged_model(client, Place(experiment, run, template), card)
     version = client.create_model_version(
         card.task,
         f"models:/{model}",
@@ -190,12 +195,16 @@ def _dataset_of(card: Card, split: Split) -> _DatasetName:
     return _DatasetName(f"{card.task}-{split}", digest[:32])
 
 
-def _ensure_logged_model(client: "MlflowClient", place: Place, card: Card) -> str:
-    """Return the complete logged model of that digest; one that was left half-written is replaced."""
-    for model in client.search_logged_models([place.experiment], filter_string=f"tags.`ptp.digest` = '{card.digest}'"):
+def _find_logged_model(client: "MlflowClient", experiment: str, card: Card) -> str | None:
+    """Return the complete logged model of that digest; one that was left half-written is deleted."""
+    for model in client.search_logged_models([experiment], filter_string=f"tags.`ptp.digest` = '{card.digest}'"):
         if str(model.status) in ("READY", "LoggedModelStatus.READY"):
             return str(model.model_id)
         client.delete_logged_model(model.model_id)
+    return None
+
+
+def _create_logged_model(client: "MlflowClient", place: Place, card: Card) -> str:
     tags = {**card.tags(), LINKED_PROMPTS_TAG: place.template}
     model = client.create_logged_model(
         place.experiment, model_name(card.task, card.digest), place.run, tags, card.params(), "soft-prompt"
@@ -249,16 +258,22 @@ def _ensure_registered_model(client: "MlflowClient", card: Card) -> None:
         f"{escape(manifest.answers)}. `ptp show {card.task}` tells what is in production and why."
     )
     try:
-        client.create_registered_model(card.task, tags={TASK_TAG: card.task}, description=description)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
         model = client.get_registered_model(card.task)  # raises if the name is a prompt's
-        if not _is_ours(client, model.tags.get(TASK_TAG), card.task):
-            raise Terminal(
-                f"MLflow has a registered model {card.task} that is not the task's, so it shows none of its versions; "
-                f"rename that model there, or set its tag {TASK_TAG} to {card.task} if ptpipeline may move its aliases"
-            ) from None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        try:
+            client.create_registered_model(card.task, tags={TASK_TAG: card.task}, description=description)
+            return
+        except MlflowException as made:
+            if made.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        model = client.get_registered_model(card.task)  # another process made it since, or it is a prompt's
+    if not _is_ours(client, model.tags.get(TASK_TAG), card.task):
+        raise Terminal(
+            f"MLflow has a registered model {card.task} that is not the task's, so it shows none of its versions; "
+            f"rename that model there, or set its tag {TASK_TAG} to {card.task} if ptpipeline may move its aliases"
+        )
 
 
 def _is_ours(client: "MlflowClient", tag: str | None, task: str) -> bool:
@@ -294,17 +309,25 @@ def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dic
     return {"name": name, "version": version}
 
 
-def name_template(client: "MlflowClient", card: Card) -> None:
+def name_template(client: "MlflowClient", registry: "RestStore", card: Card) -> None:
     """Let the aliases that name the card's version name its text template too, on MLflow's page of prompts, which shows
-    no description: a tag leads to the page of the soft prompts.
+    no description: a tag leads to the page of the soft prompts. Writes only what differs.
+
+    registry: the model registry's own client; `client` asks for name and version before each write.
     """
+    from mlflow.entities.model_registry import RegisteredModelTag
+
     aliases = [one.promotion.alias for one in card.namings if one.ended is None and one.beside is None]
-    name = f"{card.task}.template"
+    name, page = f"{card.task}.template", f"/#/models/{card.task}"
     version = _find_template(client, name, digest_of(card.artifact.manifest.template)) if aliases else None
-    if version is not None:
-        client.set_prompt_tag(name, "ptp.model", f"/#/models/{card.task}")
-        for alias in aliases:
-            client.set_prompt_alias(name, alias, int(version))
+    if version is None:
+        return
+    shown = registry.get_registered_model(name)
+    if shown.tags.get(PAGE_OF_PROMPTS_TAG) != page:
+        registry.set_registered_model_tag(name, RegisteredModelTag(PAGE_OF_PROMPTS_TAG, page))
+    for alias in aliases:
+        if str(shown.aliases.get(alias)) != version:
+            registry.set_registered_model_alias(name, alias, version)
 
 
 def _find_template(client: "MlflowClient", name: str, digest: str) -> str | None:

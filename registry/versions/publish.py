@@ -32,6 +32,7 @@ from registry.versions.naming import check_number, name_version
 log = logging.getLogger(__name__)
 
 _Companion = TypeVar("_Companion", bound=Record)
+_Answer = TypeVar("_Answer")
 
 
 def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Sequence[Artifact] = ()) -> str:
@@ -67,27 +68,28 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     publication = remember(registry, provenance)
     reached("publish remembered")
     card = _make_card(registry, artifact, publication, provenance)
-    _show_in_mlflow(registry, task, lambda mlflow: mlflow.ensure(card))
+    shown = _show_in_mlflow(registry, task, lambda mlflow: mlflow.ensure(card))
     reached("publish shown")
     version = ledger.add_version(task, digest, provenance.verdict)
     reached("publish numbered")
     name_version(registry.store, version)
     reached("publish named")
-    show_version(registry, card, version)
+    show_version(registry, card, version, shown)
     read_ensemble(registry.store, read_artifact(registry.store, task, digest))
     reached("publish verified")
     ledger.fulfil(task, digest)
     return version
 
 
-def _show_in_mlflow(registry: Registry, task: str, show: Callable[[MlflowStore], object]) -> None:
+def _show_in_mlflow(registry: Registry, task: str, show: Callable[[MlflowStore], _Answer]) -> _Answer | None:
     """Show it in MLflow, which only follows the ledger: if that fails, the version is registered all the same."""
     if registry.mlflow is None:
-        return
+        return None
     try:
-        show(registry.mlflow)
+        return show(registry.mlflow)
     except PtpError as error:
         log.warning("%s: MLflow does not show this version yet, its page lags until a reconcile: %s", task, error)
+        return None
 
 
 # ---------------------------------------------------------------- cards and pages
@@ -102,10 +104,10 @@ def load_card(registry: Registry, task: str, digest: str) -> Card:
     return _make_card(registry, read_artifact(registry.store, task, digest), publication)
 
 
-def show_version(registry: Registry, card: Card, version: PromptVersion) -> None:
-    """Write the version's page in the store, and in MLflow, which may be away."""
+def show_version(registry: Registry, card: Card, version: PromptVersion, shown: str | None = None) -> None:
+    """Write the version's page in the store, and in MLflow, which may be away. shown: the number that it has there."""
     write_page(registry, card, version)
-    _show_in_mlflow(registry, card.task, lambda mlflow: mlflow.describe(card, version))
+    _show_in_mlflow(registry, card.task, lambda mlflow: mlflow.describe(card, version, shown))
 
 
 def write_page(registry: Registry, card: Card, version: PromptVersion) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.model_registry.rest_store import RestStore
 
 from benchmarks.fixtures.prompts import a_request, a_snapshot, an_artifact, published
 from ptpipeline.records.prompts import CurvePoint
@@ -130,6 +131,39 @@ def test_a_model_of_the_same_name_keeps_its_versions_and_aliases(
     client.rename_registered_model(task.name, f"{task.name}-theirs")
     assert all(action.done for action in reconcile(shown, {}, task.name))
     assert (examine(shown, task.name), reconcile(shown, {}, task.name)) == ([], [])
+
+
+@pytest.mark.parametrize(("owner", "versions"), [("ours", 1), ("another", 0)])
+def test_a_model_that_another_process_makes_meanwhile_is_used_if_it_is_the_tasks(
+    shown: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, owner: str, versions: int
+) -> None:
+    ask = MlflowClient.get_registered_model
+
+    def make_after(asked: MlflowClient, name: str) -> Any:
+        monkeypatch.undo()
+        try:
+            return ask(asked, name)
+        finally:
+            client.create_registered_model(name, tags={"ptp.task": task.name if owner == "ours" else owner})
+
+    monkeypatch.setattr(MlflowClient, "get_registered_model", make_after)
+    published(shown, task, 1)
+    assert len(client.search_model_versions(f"name='{task.name}'")) == versions
+
+
+def test_a_promotion_to_a_version_of_the_same_template_writes_nothing_there(
+    shown: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = promote(shown, task, published(shown, task, 1), ME)
+    second, written, write = published(shown, task, 2, first.digest), [], RestStore.set_registered_model_alias
+
+    def note(store: RestStore, name: str, alias: str, version: str) -> None:
+        written.append(name)
+        write(store, name, alias, version)
+
+    monkeypatch.setattr(RestStore, "set_registered_model_alias", note)
+    promote(shown, task, second, ME)
+    assert written == [task.name]
 
 
 def test_a_model_without_its_tag_is_the_tasks_if_it_holds_a_version_of_ours(
