@@ -68,7 +68,10 @@ def _call_and_end(target: Callable[..., None], arguments: tuple[Any, ...]) -> No
     """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    target(*arguments)
+    try:
+        target(*arguments)
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
     os._exit(0)
 
 
@@ -92,4 +95,4 @@ def in_child(work: Callable[[], None], ends: int = 0) -> None:
     """Run `work` in a copy of this process, whose limits and rights it may give away; `ends` is its exit code."""
     process = copy(work)
     process.join()
-    assert process.exitcode == ends
+    assert process.exitcode == ends, process.exitcode

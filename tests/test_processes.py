@@ -1,6 +1,8 @@
 """Copies of a test's process."""
 
+import sys
 import threading
+from collections.abc import Callable
 
 import torch
 
@@ -12,16 +14,17 @@ def fail() -> None:
     raise RuntimeError
 
 
-def copy_beside_threads() -> int | None:
+def copy_beside_threads(target: Callable[..., None], *arguments: int) -> int | None:
     """How a copy of this process ends if the end of its threads is prepared, as Prefect's client does."""
     threading._register_atexit(fail)  # type: ignore[attr-defined]
-    process = processes.copy(int)
+    process = processes.copy(target, *arguments)
     process.join()
     return process.exitcode
 
 
 def test_a_copy_does_not_wait_for_the_threads_of_its_original() -> None:
-    assert processes.ask(copy_beside_threads) == 0
+    assert processes.ask(copy_beside_threads, int) == 0
+    assert processes.ask(copy_beside_threads, sys.exit, 3) == 3
 
 
 def add_up() -> float:
