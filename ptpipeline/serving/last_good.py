@@ -18,6 +18,7 @@ from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.addresses import AliasPointer, PromptObject, parse
 from ptpipeline.storage.keys import PROMPTS, manifest_key, pointer_key, tensors_key
+from ptpipeline.storage.objects import overwrite
 
 FOLDER = "last-good"
 
@@ -58,14 +59,14 @@ class LastGood:
         for artifact in artifacts:
             task, digest = artifact.manifest.task, artifact.digest
             with self._telling(f"{task} {digest[:12]}"):
-                self._put(tensors_key(task, digest), artifact.tensors)
-                self._put(manifest_key(task, digest), json.dumps(artifact.manifest.to_json()).encode())
+                overwrite(self.store, tensors_key(task, digest), artifact.tensors)
+                overwrite(self.store, manifest_key(task, digest), json.dumps(artifact.manifest.to_json()).encode())
 
     def save_promotion(self, promotion: Promotion) -> None:
         """Keep what an alias names, behind the prompts that it needs."""
         with self._telling(f"{promotion.task}@{promotion.alias}"):
             pointer = Pointer(promotion=promotion, nonce="0" * 16)
-            self._put(pointer_key(promotion.task, promotion.alias), pointer.model_dump_json().encode())
+            overwrite(self.store, pointer_key(promotion.task, promotion.alias), pointer.model_dump_json().encode())
 
     def keep(self, digests: Collection[str]) -> None:
         """Remove all prompts but those of these digests."""
@@ -81,15 +82,3 @@ class LastGood:
             yield
         except PtpError as error:
             log.warning("%s: after a restart without the store, this server would not know it: %s", what, error)
-
-    def _put(self, key: str, body: bytes) -> None:
-        try:
-            stored = self.store.read(key)
-        except NotFound:
-            self.store.create(key, body)
-        except ArtifactError:  # a link, or too large: not ours
-            self.store.delete(key)
-            self.store.create(key, body)
-        else:
-            if stored.body != body:
-                self.store.replace(key, body, stored.etag)

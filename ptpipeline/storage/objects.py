@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from ptpipeline.errors import ArtifactError, SettingsError
+from ptpipeline.errors import ArtifactError, NotFound, SettingsError
 
 _KEY = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
 
@@ -85,6 +85,23 @@ class ObjectStore(Protocol):
 
     def folders(self, prefix: str) -> Iterator[str]:
         """Iterate over the folders in the folder `prefix`, without what they hold, however much it is."""
+
+
+def overwrite(store: ObjectStore, key: str, body: bytes) -> None:
+    """Put the object in place of whatever lies there, also of what nobody can read, such as a link.
+
+    Raises PreconditionFailed if another writer comes in between.
+    """
+    try:
+        stored = store.read(key)
+    except NotFound:
+        store.create(key, body)
+    except ArtifactError:
+        store.delete(key)
+        store.create(key, body)
+    else:
+        if stored.body != body:
+            store.replace(key, body, stored.etag)
 
 
 def is_key(key: str) -> bool:

@@ -14,6 +14,7 @@ from ptpipeline.foreign import parse_record
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import ObjectStore, Stored
 from ptpipeline.storage.keys import MOVED_KEY, history_key, pointer_key, quarantined_pointer_key
+from ptpipeline.storage.objects import overwrite
 from ptpipeline.storage.signed import holds, is_accepted, without_checks
 from registry.failpoints import reached
 from registry.ledger.lease import leased
@@ -223,18 +224,9 @@ def tell_servers(store: ObjectStore) -> None:
     Who loses to another writer has nothing to do: that one wrote after our pointer too. Who may not write here has
     promoted nevertheless.
     """
-    body = json.dumps({"nonce": uuid.uuid4().hex}).encode()
     try:
-        store.replace(MOVED_KEY, body, store.read(MOVED_KEY).etag)
-    except NotFound:
         with suppress(PreconditionFailed):
-            store.create(MOVED_KEY, body)
-    except PreconditionFailed:
-        pass
-    except ArtifactError:  # somebody put there what nobody can read, such as a link
-        store.delete(MOVED_KEY)
-        with suppress(PreconditionFailed):
-            store.create(MOVED_KEY, body)
+            overwrite(store, MOVED_KEY, json.dumps({"nonce": uuid.uuid4().hex}).encode())
     except SettingsError as error:
         log.warning("servers see this promotion within a minute instead of two seconds: %s", error)
 

@@ -211,11 +211,12 @@ def test_servers_are_told_by_whoever_finds_a_promotion_that_died_behind_its_poin
     assert store.puts == [history_key(task.name, "production", 1), MOVED_KEY]
 
 
+@pytest.mark.parametrize("refused", ["before_read", "before_put"])
 def test_who_may_not_tell_servers_has_promoted_nevertheless(
-    watched: Registry, store: Watched, task: Task, caplog: pytest.LogCaptureFixture
+    watched: Registry, store: Watched, task: Task, caplog: pytest.LogCaptureFixture, refused: str
 ) -> None:
     number = published(watched, task, 1)
-    store.before_read = once(_refuse, MOVED_KEY)
+    setattr(store, refused, once(_refuse, MOVED_KEY))
     head = promote(watched, task, number, ME)
     assert "within a minute instead of two seconds: this identity may not" in caplog.text
     assert is_finished(watched, head)
