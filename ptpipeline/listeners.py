@@ -1,7 +1,7 @@
 """Who listens at a port of this machine: a password is for the servers of its owner alone, whoever has their ports."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 _TABLES = (
@@ -20,8 +20,13 @@ def find_listeners(port: int) -> set[int]:
 
 
 def find_strangers(port: int, owner: int) -> set[int]:
-    """Return those of them who are neither the owner nor root, who may read the owner's secrets anyway."""
-    return find_listeners(port) - {owner, 0}
+    """Return those of them who are strangers to the owner."""
+    return leave_strangers(find_listeners(port), owner)
+
+
+def leave_strangers(users: Set[int], owner: int) -> set[int]:
+    """Return those of the users who are neither the owner nor root, who may read the owner's secrets anyway."""
+    return {*users} - {owner, 0}
 
 
 def is_running(pid: int) -> bool:

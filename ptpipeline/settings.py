@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptpipeline.errors import NotFound, SettingsError
-from ptpipeline.listeners import find_listeners, find_strangers, is_running
+from ptpipeline.listeners import find_listeners, is_running, leave_strangers
 from ptpipeline.private import make_private, open_own
 
 STACK_FILE = "stack.json"
@@ -304,8 +304,8 @@ def _is_own_server(home: Path, setting: str, recorded: _Recorded) -> bool:
         port = urlsplit(recorded.settings.get(address, "")).port
     except ValueError:  # whoever uses the address says so
         return False
-    others = find_strangers(port, (home / STACK_SECRETS).stat().st_uid) if port else set()
-    if others:
+    users = find_listeners(port) if port else set()
+    if others := leave_strangers(users, (home / STACK_SECRETS).stat().st_uid):
         log.warning(
             "port %s of the stack's %s is taken by a program of user %s, which gets no key: `ptp up` takes another",
             port,
@@ -313,5 +313,4 @@ def _is_own_server(home: Path, setting: str, recorded: _Recorded) -> bool:
             min(others),
         )
         return False
-    answered = bool(port and find_listeners(port))
-    return setting == "store" or answered or (server in recorded.pids and is_running(recorded.pids[server]))
+    return setting == "store" or bool(users) or (server in recorded.pids and is_running(recorded.pids[server]))

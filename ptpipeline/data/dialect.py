@@ -41,9 +41,8 @@ def has_gaps(line: str) -> bool:
 
 def is_page(text: str) -> bool:
     """Whether a file that begins so is no table, but what a server showed instead of one."""
-    return (
-        text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<table"))
-    )  # XML that is no page is told before
+    # XML that is no page is told before
+    return text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<table"))
 
 
 def advise_format(line: str) -> str | None:

@@ -25,8 +25,8 @@ def _check_time(text: str) -> str:
         known = datetime.fromisoformat(text)
         known.astimezone(UTC)
     except (ValueError, OverflowError):
-        known = datetime.min
-    if known.tzinfo is None:
+        known = None
+    if known is None or known.tzinfo is None:
         raise ValueError("no time with an offset from UTC")
     return text
 

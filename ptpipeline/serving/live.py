@@ -228,7 +228,7 @@ class Live:
     def poll(self) -> None:
         """Look at the store once, and take over what changed."""
         try:
-            if self._pointers.list():
+            if self._pointers.discover():
                 self._forget_gone()
             tags = self._pointers.look({place: alias.etag for place, alias in self._aliases.copy().items()})
             if self._reached is None and self._aliases and not (self._pointers.known or any(tags.values())):

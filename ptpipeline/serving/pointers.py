@@ -7,16 +7,17 @@ server asks for that one alone, however many tasks there are.
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import ArtifactError, NotFound, SettingsError
 from ptpipeline.records.base import is_name
 from ptpipeline.serving.refusals import Place
-from ptpipeline.serving.resolver import UNREADABLE, read_tag
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import AliasPointer, parse
 from ptpipeline.storage.keys import MOVED_KEY, PROMPTS, aliases_prefix, pointer_key
+from ptpipeline.storage.signed import without_checks
 
 DISCOVER = 60.0  # seconds between two lists of all aliases, each with a look at all pointers
 READERS = 8  # requests at the same time
+UNREADABLE = "unreadable"  # no store gives such a tag
 
 
 class Pointers:
@@ -30,7 +31,7 @@ class Pointers:
         self._tags: dict[Place, str | None] = {}
         self._moved = ""  # the tag that the object at MOVED_KEY had before all pointers were seen
 
-    def list(self) -> bool:
+    def discover(self) -> bool:
         """List the aliases of the store once a minute; return whether this was the time."""
         if self._listed is not None and self.clock() - self._listed < DISCOVER:
             return False
@@ -53,7 +54,7 @@ class Pointers:
 
         def ask(key: str, known: str) -> str | None:
             try:
-                return read_tag(self.store, key, known)
+                return _read_tag(self.store, key, known)
             except SettingsError as error:
                 refused.append(error)
                 return UNREADABLE
@@ -70,3 +71,19 @@ class Pointers:
         self._tags |= found
         self._moved = "" if moved in (None, UNREADABLE) else moved
         return found
+
+
+def _read_tag(store: ObjectStore, key: str, known: str) -> str | None:
+    """Return the tag of the object, whatever its bytes say; they are not sent if the tag is still `known`.
+
+    None if there is none, UNREADABLE if it cannot be read. Raises ServiceUnavailable and SettingsError if the store
+    cannot be asked.
+    """
+    bare = without_checks(store)
+    try:
+        changed = bare.read_changed(key, known) if known else bare.read(key)
+        return known if changed is None else changed.etag
+    except NotFound:
+        return None
+    except ArtifactError:  # too large, or a link: `read_promotion` says so
+        return UNREADABLE

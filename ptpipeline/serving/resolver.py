@@ -11,9 +11,8 @@ from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionN
 from ptpipeline.serving.seen import Memory, Older
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
-from ptpipeline.storage.signed import SignedStore, without_checks
+from ptpipeline.storage.signed import SignedStore
 
-UNREADABLE = "unreadable"  # no store gives such a tag
 WRITTEN_AGAIN = "`ptp reconcile` writes it again"
 
 
@@ -90,22 +89,6 @@ def read_name(store: ObjectStore, task: str, number: int) -> VersionName:
             f"{store.url}/{key}: records {version.task}@{version.number}; `ptp doctor` shows what was altered"
         )
     return version
-
-
-def read_tag(store: ObjectStore, key: str, known: str) -> str | None:
-    """Return the tag of the object, whatever its bytes say; they are not sent if the tag is still `known`.
-
-    None if there is none, UNREADABLE if it cannot be read. Raises ServiceUnavailable and SettingsError if the store
-    cannot be asked.
-    """
-    bare = without_checks(store)
-    try:
-        changed = bare.read_changed(key, known) if known else bare.read(key)
-        return known if changed is None else changed.etag
-    except NotFound:
-        return None
-    except ArtifactError:  # too large, or a link: `read_promotion` says so
-        return UNREADABLE
 
 
 def read_promotion(store: ObjectStore, task: str, alias: str, memory: Memory | None) -> Promotion:

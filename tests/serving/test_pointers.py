@@ -45,7 +45,7 @@ class Server:
 
     def look(self, *, refuses: Place | None = None) -> set[Place]:
         """Look once, and take over what is seen; returns the pointers that were asked for."""
-        self.pointers.list()
+        self.pointers.discover()
         self.store.keys_read.clear()
         seen = self.pointers.look(self.held)
         self.held |= {place: tag for place, tag in seen.items() if tag is not None and place != refuses}

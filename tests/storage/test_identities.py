@@ -252,7 +252,7 @@ def test_a_prompt_goes_from_role_to_role_into_production(stores: dict[str, S3Sto
     assert resolve(stores["server"], "mood@production").number == second
     assert resolve(stores["server"], f"mood@{first}").number == first
     looks = Pointers(stores["server"], (), Clock())
-    assert looks.list()
+    assert looks.discover()
     assert looks.look(held := looks.look({})) == {}
     rollback(promoter, task.name, CAUSE)
     assert looks.look(held) != held
