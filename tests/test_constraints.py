@@ -1,6 +1,7 @@
 """Every package that `make install` takes is pinned by version and content."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,13 @@ def test_nothing_else_is_installed_by_make() -> None:
     assert re.findall(r"pip install(?! --quiet --require-hashes --no-deps).*", recipe) == [
         "pip install --quiet --no-build-isolation --editable '.[dev]'  # adds what a GPU build of torch needs"
     ]
+
+
+def test_what_is_started_as_a_module_is_a_dependency() -> None:
+    """An environment need not have what virtual environments mostly have: pip is not in those of uv, nor in an image."""
+    own = ("ptpipeline", "registry", "flows")
+    sources = [path.read_text() for package in own for path in (ROOT / package).rglob("*.py")]
+    started = {name for text in sources for name in re.findall(r'"-m",\s*"(\w+)', text)} - set(own)
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert started
+    assert started <= {re.split(r"[^\w-]", one)[0] for one in dependencies}

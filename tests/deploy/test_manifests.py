@@ -223,7 +223,8 @@ def test_every_service_of_compose_is_unprivileged_and_bounded() -> None:
         assert service["user"] in ("10001:10001", "999:999"), name
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
+        assert set(service["deploy"]["resources"]["limits"]) == {"memory"}, name  # a machine may have one processor
+        assert (service.get("cpu_shares", 1024) < 1024) == name.startswith("trainer"), name
         assert re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?(-[a-z]+)?", service["image"]), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert "healthcheck" in service or name.startswith(("worker", "trainer")) or name == "bootstrap"
@@ -319,6 +320,13 @@ def test_the_image_is_pinned_and_has_no_build_tools() -> None:
     assert not re.search(r"apt-get|pip .*install|gcc|build-essential", last)
     installs = re.findall(r"pip --python \S+ install (.*)", DOCKERFILE)
     assert [line for line in installs if "--require-hashes --no-deps" not in line] == ["--no-build-isolation . \\"]
+
+
+def test_every_image_is_built_with_the_index_that_the_builder_names() -> None:
+    """Compose gives a build no variable that it is not told to."""
+    builds = {name: service["build"] for name, service in COMPOSE["services"].items() if "build" in service}
+    assert {name: "PIP_EXTRA_INDEX_URL" in build["args"] for name, build in builds.items()} == dict.fromkeys(builds, True)
+    assert re.search(r"^ARG PIP_EXTRA_INDEX_URL=$", DOCKERFILE, re.MULTILINE)
 
 
 def test_the_image_leaves_out_what_only_tests_need() -> None:
