@@ -40,7 +40,7 @@ def test_nothing_else_is_installed_by_make() -> None:
 
 
 def test_what_is_started_as_a_module_is_a_dependency() -> None:
-    """An environment need not have what virtual environments mostly have: pip is not in those of uv, nor in an image."""
+    """An environment need not have what most of them have: pip is not in those that uv makes, nor in an image."""
     own = ("ptpipeline", "registry", "flows")
     sources = [path.read_text() for package in own for path in (ROOT / package).rglob("*.py")]
     started = {name for text in sources for name in re.findall(r'"-m",\s*"(\w+)', text)} - set(own)

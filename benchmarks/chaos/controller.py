@@ -17,6 +17,8 @@ from benchmarks.chaos.target import Target
 from benchmarks.chaos.worker import Assignment, Job, Stop, Verb, work
 from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.records.versions import Promotion, PromptVersion
+from registry.repair.doctor import examine
+from registry.repair.mend import fix
 from registry.repair.prompts import INTERRUPTED
 from registry.repair.reconcile import reconcile
 from registry.versions.mlflow_alias import Action
@@ -191,6 +193,7 @@ class Controller:
         findings = self._check()
         if interrupted := [finding for finding in findings if INTERRUPTED in finding.what]:
             self._repeat_promotions()
+            self._fix()
             left = [finding for finding in self._check() if "kind='dossier'" in finding.what]
             findings = [finding for finding in findings if finding not in interrupted] + left
         with self.target.inspect() as registry:
@@ -215,6 +218,11 @@ class Controller:
         for job in interrupted:
             self.run(self.make_job("promote", self.target.tasks.index(job.task), seed=job.seed, alias=job.alias))
         self.finish_workers()
+
+    def _fix(self) -> None:
+        """Do what `ptp doctor --fix` does: a repeat leaves a verdict that is not against the champion any more."""
+        with self.target.inspect() as registry:
+            fix(registry, {task: a_task(task) for task in self.target.tasks}, examine(registry))
 
     def _repeat_publish(self, task: str, digest: str) -> list[Finding]:
         seeds = {job.seed for job in self._jobs.values() if job.verb == "publish" and job.task == task}

@@ -27,6 +27,7 @@ from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, PromptVe
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import ObjectStore, Stored
 from ptpipeline.storage.addresses import AliasPointer, parse
+from registry.card.card import Provenance
 from registry.failpoints import watch
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -38,9 +39,8 @@ from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.commit import Cause
-from registry.versions.dossier import Dossier, write_dossier
 from registry.versions.promotion import GATED, point, promote, promote_release, rollback
-from registry.versions.publish import register, stage
+from registry.versions.publish import keep_verdict, register, stage
 
 # A killed process leaves its lease or tombstone behind, and the next process waits until it expires: here after seconds
 # instead of half a minute. A request to MLflow must end within the lease, as in the product's own settings.
@@ -295,12 +295,11 @@ def choose_version(registry: Registry, task: str, seed: int) -> PromptVersion:
 
 
 def judge(registry: Registry, version: PromptVersion, alias: str) -> None:
-    """Save the gate's decision against the current champion, as a run does before it promotes: first in the store."""
+    """Keep the gate's decision against the current champion, as a run does before it promotes."""
     ledger, task = registry.ledger, a_task(version.task)
     head, report = ledger.head(task.name, alias), ledger.report_of(task.name, version.digest)
     publication, champion = ledger.publication(task.name, version.digest), head.digest if head else None
     judged = champion in [verdict.champion for verdict in ledger.verdicts(task.name, version.digest)]
     if alias in GATED and report and publication and not judged and champion != version.digest:
         verdict = a_verdict(task, report, champion, report.prompt.figures()["accuracy"] >= task.gate.minimum)
-        write_dossier(registry.store, Dossier(publication=publication, report=report, verdict=verdict))
-        ledger.save_verdict(verdict)
+        keep_verdict(registry, Provenance(publication.tuned, report, verdict))

@@ -50,10 +50,7 @@ def reveal(context: Context, task: Task, version: PromptVersion, by: str) -> Rev
 def keep_verdict(context: Context, task: Task, version: PromptVersion, provenance: Provenance) -> None:
     """Keep a new verdict on a version, and show it on the version's page."""
     registry = context.registry
-    # first the store: a lost ledger is rebuilt from it, and a promotion may name only a verdict that survives that
-    publish.remember(registry, provenance)
-    if provenance.verdict:
-        registry.ledger.save_verdict(provenance.verdict)
+    publish.keep_verdict(registry, provenance)
     publish.show_version(registry, publish.load_card(registry, task.name, version.digest), version)
 
 

@@ -94,10 +94,11 @@ class Ledger(Results):
                 delete(tables.intent).where(tables.intent.c.task == task, tables.intent.c.digest == digest)
             )
 
-    def add_version(self, task: str, digest: str, verdict: Verdict | None = None) -> PromptVersion:
+    def add_version(
+        self, task: str, digest: str, verdict: Verdict | None = None, judged_at: str | None = None
+    ) -> PromptVersion:
         """Return the version of that digest; if there is none, add it with the number above the task's highest.
-
-        `verdict` becomes the newest one on it.
+        `verdict` becomes the newest one on it, since `judged_at`, by default from now on.
         """
         mine = _version().where(tables.version.c.task == task, tables.version.c.digest == digest)
         with self.database.writing(f"version {task}") as connection:
@@ -111,7 +112,7 @@ class Ledger(Results):
                     )
                 )
             if verdict:
-                put_verdict(connection, verdict)
+                put_verdict(connection, verdict, judged_at)
             return PromptVersion(**connection.execute(mine).one()._mapping)
 
     def version(self, task: str, number: int) -> PromptVersion:

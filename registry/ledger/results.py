@@ -142,15 +142,19 @@ class Results:
         if not times.keys() - {digest}:
             return None
         newest, at = next(iter(times.items()))
-        if newest == digest:
-            return at
+        return at if newest == digest else self.time_behind(at)
+
+    def time_behind(self, at: str) -> str:
+        """Return the time now, or just after `at` if that lies in the future by the ledger's clock."""
         with self.database.reading() as connection:
             return time_behind(connection, at)
 
-    def save_verdict(self, verdict: Verdict) -> None:
-        """Remember the verdict as the newest on its prompt; an older one becomes the newest again."""
+    def save_verdict(self, verdict: Verdict, at: str | None = None) -> None:
+        """Remember the verdict as the newest on its prompt since then, by default from now on; an older one becomes the
+        newest again.
+        """
         with self.database.writing() as connection:
-            put_verdict(connection, verdict)
+            put_verdict(connection, verdict, at)
 
     def publication(self, task: str, digest: str) -> Publication | None:
         """Return how the version of that digest came to be."""
@@ -202,17 +206,21 @@ class Results:
             return connection.scalar(query)
 
 
-def put_verdict(connection: Connection, verdict: Verdict) -> None:
-    """Write the verdict as the newest one; if it is that already, it keeps its time. The first time that a candidate is
-    refused by it, others are told so.
+def put_verdict(connection: Connection, verdict: Verdict, at: str | None = None) -> None:
+    """Write the verdict as the newest one; if it is that already, it keeps its time, unless `at` is later. The first
+    time that a candidate is refused by it, others are told so.
+
+    at: the time that its dossier states. Of two runs that judge one prompt, each with a verdict of its own, the one
+    that comes here last need not be the one whose dossier is the newest.
     """
     put(connection, tables.judged, {"task": verdict.task}, at=read_time(connection))
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
-    mine = select(table.c.verdict).where(table.c.task == verdict.task, table.c.digest == verdict.digest)
-    if connection.scalar(mine.order_by(table.c.at.desc()).limit(1)) == verdict.verdict_digest():
+    mine = select(table.c.verdict, table.c.at).where(table.c.task == verdict.task, table.c.digest == verdict.digest)
+    newest = connection.execute(mine.order_by(table.c.at.desc()).limit(1)).first()
+    if newest and newest.verdict == verdict.verdict_digest() and (at is None or at <= newest.at):
         return
-    at = time_after(connection, table, table.c.task == verdict.task, table.c.digest == verdict.digest)
+    at = at or time_after(connection, table, table.c.task == verdict.task, table.c.digest == verdict.digest)
     is_new = connection.scalar(select(table.c.at).where(table.c.verdict == key["verdict"])) is None
     put(connection, table, key, **values, record=verdict.to_json(), at=at)
     if is_new and not verdict.passed and verdict.reveal is None:

@@ -137,8 +137,8 @@ def _mend_history(inventory: Inventory) -> list[Action]:
 
 
 def _mend_dossiers(inventory: Inventory) -> list[Action]:
-    """Write a dossier for every verdict that the store does not hold, or for all if it holds another as the newest;
-    what is unreadable is set aside.
+    """Write a dossier for every verdict that the store does not hold, or for all if it holds another as the newest,
+    behind which the ledger's newest is dated; what is unreadable is set aside.
     """
     unreadable = [refused.key for refused in inventory.contents.refused if is_dossier(refused.key)]
     actions = [_set_aside(inventory, key) for key in unreadable]
@@ -152,11 +152,26 @@ def _mend_dossiers(inventory: Inventory) -> list[Action]:
         if not (lost or digest in described):
             report = inventory.registry.ledger.report_of(inventory.task, digest)
             lost = [Dossier(publication=publication, report=report, verdict=None)]
+        if digest in misplaced:
+            lost[-1] = _date_anew(inventory, lost[-1])
         for dossier in lost:
             write_dossier(inventory.registry.store, dossier)
         if lost:
             actions.append(Action(task=inventory.task, what=f"records of version {number} written to the store"))
     return actions
+
+
+def _date_anew(inventory: Inventory, newest: Dossier) -> Dossier:
+    """Return the dossier with a time behind all that the store holds of its prompt, and let the ledger date its verdict
+    so too.
+    """
+    ledger, contents = inventory.registry.ledger, inventory.contents
+    digest = newest.publication.tuned.digest
+    stored = [contents.times[key] for key, one in contents.dossiers.items() if one.publication.tuned.digest == digest]
+    at = ledger.time_behind(max(stored))
+    if newest.verdict:
+        ledger.save_verdict(newest.verdict, at)
+    return newest.model_copy(update={"judged_at": at})
 
 
 def _mend_pointers(inventory: Inventory) -> list[Action]:

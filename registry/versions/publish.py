@@ -65,12 +65,12 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     artifact = read_artifact(registry.store, task, digest)
     read_ensemble(registry.store, artifact)
     check_number(registry, task, digest)
-    publication = remember(registry, provenance)
+    publication, judged_at = remember(registry, provenance)
     reached("publish remembered")
     card = _make_card(registry, artifact, publication, provenance)
     shown = _show_in_mlflow(registry, task, lambda mlflow: mlflow.ensure(card))
     reached("publish shown")
-    version = ledger.add_version(task, digest, provenance.verdict)
+    version = ledger.add_version(task, digest, provenance.verdict, judged_at)
     reached("publish numbered")
     name_version(registry.store, version)
     reached("publish named")
@@ -251,8 +251,19 @@ def _number_of(ledger: Ledger, task: str, digest: str) -> int | None:
 # ---------------------------------------------------------------- what the registry remembers
 
 
-def remember(registry: Registry, provenance: Provenance) -> Publication:
-    """Keep what MLflow shows in our own ledger and store, so that a lost MLflow can be rebuilt."""
+def keep_verdict(registry: Registry, provenance: Provenance) -> None:
+    """Keep a new verdict on a version, first in the store: a lost ledger is rebuilt from it, and a promotion may name
+    only a verdict that survives that.
+    """
+    _, judged_at = remember(registry, provenance)
+    if provenance.verdict:
+        registry.ledger.save_verdict(provenance.verdict, judged_at)
+
+
+def remember(registry: Registry, provenance: Provenance) -> tuple[Publication, str | None]:
+    """Keep what MLflow shows in our own ledger and store, so that a lost MLflow can be rebuilt. The verdict itself is
+    the caller's to add to the ledger, as of the time that is returned with the publication, if there is one.
+    """
     ledger, store, tuned = registry.ledger, registry.store, provenance.tuned
     publication = _publish_files(store, ledger.publication(tuned.task, tuned.digest), provenance)
     ledger.save_publication(publication, provenance.report)
@@ -264,7 +275,7 @@ def remember(registry: Registry, provenance: Provenance) -> Publication:
             write_dossier(store, dossier)
     report = provenance.report
     write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict, judged_at=judged_at))
-    return publication
+    return publication, judged_at
 
 
 def _publish_files(store: ObjectStore, known: Publication | None, provenance: Provenance) -> Publication:

@@ -325,7 +325,9 @@ def test_the_image_is_pinned_and_has_no_build_tools() -> None:
 def test_every_image_is_built_with_the_index_that_the_builder_names() -> None:
     """Compose gives a build no variable that it is not told to."""
     builds = {name: service["build"] for name, service in COMPOSE["services"].items() if "build" in service}
-    assert {name: "PIP_EXTRA_INDEX_URL" in build["args"] for name, build in builds.items()} == dict.fromkeys(builds, True)
+    assert {name: "PIP_EXTRA_INDEX_URL" in build["args"] for name, build in builds.items()} == dict.fromkeys(
+        builds, True
+    )
     assert re.search(r"^ARG PIP_EXTRA_INDEX_URL=$", DOCKERFILE, re.MULTILINE)
 
 

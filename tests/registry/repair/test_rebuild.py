@@ -231,6 +231,26 @@ def test_a_verdict_whose_run_was_interrupted_before_the_ledger_is_told_and_given
     assert examine(plain) == []
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_an_interrupted_run_left_as_the_newest_verdict_is_mended(
+    plain: Registry, task: Task, tmp_path: Path, again: bool
+) -> None:
+    """A new verdict, or an earlier one that would have been the newest again."""
+    published(plain, task, 1)
+    register(plain, judged_worse(task, 1))
+    given = a_request(task, 1)
+    assert given.verdict
+    other = given.verdict.model_copy(update={"gate_key": "d" * 64})
+    remember(plain, given if again else replace(given, verdict=other))
+    differences = examine(plain)
+    assert [one.kind for one in differences] == ["dossier"]
+    fix(plain, {task.name: task}, differences)
+    assert examine(plain) == []
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    assert after.ledger.latest_verdict(task.name, given.tuned.digest) == judged_worse(task, 1).verdict
+
+
 def test_the_order_of_verdicts_survives_a_store_that_was_copied(plain: Registry, task: Task, tmp_path: Path) -> None:
     """A copy dates all objects anew, here the newest dossier as the oldest."""
     published(plain, task, 1)
