@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,9 +55,9 @@ def down() -> None:
     from flows.local.stack import down as stop
     from ptpipeline.settings import load_settings
 
-    home = load_settings().home
-    stop(home)
-    _tell_absence(home)
+    settings = load_settings()
+    stop(settings.home)
+    _tell_absence(settings)
 
 
 @app.command()
@@ -77,9 +76,12 @@ def status(as_json: Json = False) -> None:
     from ptpipeline.settings import load_settings
 
     settings = load_settings()
-    home, servers, stack = settings.home, read_status(settings.home), read(settings.home)
-    print_table(servers if as_json else [_server_row(server) for server in servers], as_json)
-    _tell_absence(home)
+    servers, stack = read_status(settings.home), read(settings.home)
+    if as_json:
+        print_table(servers, as_json)
+    elif stack or not _list_elsewhere(settings):
+        print_table([_server_row(server) for server in servers], as_json)
+    _tell_absence(settings)
     overdue = say_silence()
     is_up = all(server.state == "up" for server in servers)
     if stack is None or is_up or settings.prefect != stack.settings.get("prefect"):  # one that is stopped is not asked
@@ -134,9 +136,25 @@ def _server_row(server: "ServerStatus") -> dict[str, Any]:
     return row | {"memory": f"{server.memory / 2**20:.0f} MiB" if server.memory else None}
 
 
-def _tell_absence(home: Path) -> None:
+def _tell_absence(settings: "Settings") -> None:
     """Say on standard error if there is no stack in the home folder: its servers are not down, they never were up."""
     from flows.local.stack import read
 
-    if read(home) is None:
-        say(f"no stack is in {home}: `ptp up` starts one; to name another folder's, set PTP_HOME to it", sys.stderr)
+    if read(settings.home) is not None:
+        return
+    if elsewhere := _list_elsewhere(settings):
+        say(
+            f"no local stack is in {settings.home}: the settings name servers elsewhere ({', '.join(elsewhere)}); "
+            "`ptp bootstrap --dry-run` tells whether they answer",
+            sys.stderr,
+        )
+    else:
+        say(
+            f"no stack is in {settings.home}: `ptp up` starts one; to name another folder's, set PTP_HOME to it",
+            sys.stderr,
+        )
+
+
+def _list_elsewhere(settings: "Settings") -> list[str]:
+    """Return the addresses of Prefect and MLflow if the settings name any."""
+    return [address for address in (settings.prefect, settings.mlflow) if address]

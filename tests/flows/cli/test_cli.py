@@ -425,6 +425,15 @@ def test_a_folder_without_a_stack_says_so(environment: dict[str, str], verb: str
     assert f"no stack is in {environment['PTP_HOME']}: `ptp up` starts one" in ptp(environment, verb).stderr
 
 
+def test_servers_elsewhere_are_not_told_as_a_stack_that_is_down(environment: dict[str, str]) -> None:
+    done = ptp({**environment, "PTP_PREFECT": "http://127.0.0.1:9/api"}, "status")
+    assert (
+        "the settings name servers elsewhere (http://127.0.0.1:9/api); `ptp bootstrap --dry-run` tells" in done.stderr
+    )
+    assert "ptp up" not in done.stderr
+    assert "down" not in done.stdout
+
+
 def test_the_library_names_the_project_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PTP_")]:
         monkeypatch.delenv(name)
