@@ -15,6 +15,7 @@ BEHIND = 'text stands behind the quote that closes a field; write a quote within
 SINGLE = "fields stand in single quotes; write them in double quotes"
 
 _DASHES = re.compile(r"[|+]?[\s:]*-{2,}[\s:]*([|+][\s:]*-{2,}[\s:]*)*[|+]?")  # below a header line, or around a table
+_JSON = re.compile(r"""\s*(?:\{\s*["'}]|\[\s*[\[{"'\]]|[\[{]\s*$)""")
 _GAP = re.compile(r"\S {2,}(?=\S)")  # between names at fixed places
 BARS = (
     "the file is a table drawn with bars and dashes, as in Markdown; take these out by: "
@@ -49,7 +50,7 @@ def advise_format(line: str) -> str | None:
     """Return what to do about a file whose first line is none of a table; None if it may be one."""
     if is_page(line):
         return PAGE
-    return "if the file holds JSON, set data.source.format: jsonl" if line.lstrip().startswith(("{", "[")) else None
+    return "if the file holds JSON, set data.source.format: jsonl" if _JSON.match(line) else None
 
 
 def advise_header(line: str, names: Sequence[str], wanted: Sequence[Wanted], delimiter: str, tsv: bool) -> str | None:

@@ -236,6 +236,13 @@ def test_other_formats_in_a_text_file_are_told_with_the_setting_that_reads_them(
         load(tmp_path, "text,label\na,bad\nb,good\n", "tsv")
 
 
+@pytest.mark.parametrize("first", ["[01/05/24, 10:00:00] Anna: hi", "[text],[label]", "{name}, hello"])
+def test_a_line_in_brackets_is_not_told_as_json(tmp_path: Path, first: str) -> None:
+    with pytest.raises(DataError, match="no column 'text'") as raised:
+        load(tmp_path, f"{first}\n{first}\n")
+    assert "jsonl" not in str(raised.value)
+
+
 def test_a_header_that_is_not_utf8_is_told_if_a_column_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the header line is not UTF-8; save the file as UTF-8"):
         load(tmp_path, "t\u00e9xte,label\na,bad\n".encode("latin-1"))
