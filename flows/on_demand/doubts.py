@@ -27,6 +27,7 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
             yield f"labels: {one!r} and {shorten(two)} {how}; if they are one, give it one spelling"
     for label in sorted(facts.labels.keys() & MISSING):
         yield f"labels: {label!r} reads like a missing value; if these rows have no label, leave the cell empty"
+    yield from _find_alone(sketch, choice, facts)
     yield from _find_several(facts)
     if choice.second:
         yield (
@@ -75,6 +76,19 @@ def _is_row_first(sketch: Sketch) -> bool:
 
 def _is_text(one: Seen) -> bool:
     return one.words and one.holds == "text" and one.mean_length >= _LONG and one.different * 2 > one.filled > 0
+
+
+def _find_alone(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
+    """Yield a sentence if labels are those of a single row, as a slip or a line that is no row makes them."""
+    alone = sorted(label for label, count in facts.labels.items() if count == 1)
+    if not 0 < len(alone) * 2 < len(facts.labels) + 1:
+        return
+    cells = sketch.table.columns[choice.label].cells
+    where = sketch.table.places.describe(cells.index(label) + 1 for label in alone)
+    yield (
+        f"labels: no other row has the label of {where}, such as {shorten(alone[0])}; correct it if it is a slip, and "
+        "delete what is no row"
+    )
 
 
 def _find_several(facts: Facts) -> Iterator[str]:

@@ -57,6 +57,7 @@ _BEGINNINGS = {
     b"PK\x03\x04": ("a zip archive", "unpack it by: unzip FILE"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
     b"PAR1\x15": ("a Parquet file", "set data.source.format: parquet"),
+    b"PARE": ("an encrypted Parquet file", "write it without encryption"),
     b"ARROW1\0\0": ("an Arrow file", _ARROW),
     b"SQLite format 3\0": ("an SQLite database", _SQLITE),
     b"\xff\xff\xff\xff": ("an Arrow stream", _STREAM),
