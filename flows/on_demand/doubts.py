@@ -5,7 +5,7 @@ from itertools import combinations
 
 from flows.on_demand.draft import Choice, Facts
 from flows.on_demand.layout import advise_nested
-from flows.on_demand.sketch import Seen, Sketch, is_field
+from flows.on_demand.sketch import MERGED, Seen, Sketch, is_field
 from ptpipeline.data.near import normalise
 from ptpipeline.data.reencoded import describe_reencoded, find_reencoded
 from ptpipeline.data.table import is_no_name, tell_names
@@ -34,16 +34,14 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
             f"template: reads {shorten(choice.text)} and {shorten(choice.second)}, as their names say; if one text is "
             "enough, name it with --text"
         )
+        yield from _find_empty(sketch, choice)
     if facts.longest > MAX_NEW_TOKENS:
         yield (
             f"target: the longest may have more than the {MAX_NEW_TOKENS} tokens that a task generates; if `ptp run` "
             "names its row, shorten it or leave the row out"
         )
     if facts.unlabelled * 2 > sketch.rows:
-        yield (
-            f"{'target' if choice.free else 'label'}: most rows have none, and are left out; if cells were merged in a "
-            "sheet, write their value into each of them"
-        )
+        yield (f"{'target' if choice.free else 'label'}: most rows have none, and are left out; {MERGED}")
     others = [one for one in sketch.seen if one.column not in (*choice.texts, choice.label) and _is_text(one)]
     for other in others[:_MAX_TOLD]:
         named = is_field(other.column)
@@ -76,6 +74,16 @@ def _is_row_first(sketch: Sketch) -> bool:
 
 def _is_text(one: Seen) -> bool:
     return one.words and one.holds == "text" and one.mean_length >= _LONG and one.different * 2 > one.filled > 0
+
+
+def _find_empty(sketch: Sketch, choice: Choice) -> Iterator[str]:
+    """Yield a sentence for each of two columns of texts that is empty in some rows, as an input that nobody needs."""
+    for column in choice.texts:
+        if count := sum(not cell or not cell.strip() for cell in sketch.table.columns[column].cells):
+            yield (
+                f"text: {count} rows have no {shorten(column)}, and `ptp ingest` leaves them out; if they need none, set "
+                "data.checks.empty_text to off"
+            )
 
 
 def _find_alone(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:

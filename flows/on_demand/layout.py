@@ -15,6 +15,7 @@ from ptpipeline.task.source import Source
 
 LOOKED_AT = 1000  # lines that tell the dialect
 _QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
+_BY_BLANKS = re.compile(r'(?:"[^"]*"|\w+)(?: "[^"]*")+\s*')  # names as R's write.table parts them
 _FASTTEXT = "__label__"  # what fastText writes before a label
 _TO_TSV = (
     "the lines begin with labels as fastText writes them; write them as tsv by: "
@@ -53,6 +54,8 @@ def choose_dialect(source: Source, lines: Sequence[str]) -> Source:
     if source.format not in ("csv", "tsv"):
         return source
     first = next((line for line in lines if not line.lower().lstrip('"').startswith("sep=")), "")
+    if _BY_BLANKS.fullmatch(first):
+        return source.model_copy(update={"format": "csv", "delimiter": " "})
     best = max(USUAL, key=lambda sign: len(split(first, sign)))
     quoted = any(map(_QUOTED.search, lines)) or first.startswith('"')
     if source.format == "tsv" and best == "\t" and not quoted:

@@ -45,6 +45,7 @@ _PAIRS = (
     ("query", "document"),
     ("query", "passage"),
     ("claim", "evidence"),
+    ("instruction", "input"),
 )
 _ASKED = ("context", "passage")  # the first of a pair whose question has an answer
 _TARGET = (
@@ -61,6 +62,7 @@ _TARGET = (
     "target",
 )
 _FRACTION = re.compile(r"-?\d*\.\d+(?:e-?\d+)?")  # no number of a row
+MERGED = "if cells were merged in a sheet, write their value into each of them"
 _LOOKED_AT = 1000  # cells that tell whether a column has words
 
 
@@ -163,7 +165,8 @@ def join_sketches(sketches: Sequence[Sketch]) -> Sketch:
     common = [one.column for one in first.seen if all(one.column in other.table.columns for other in sketches)]
     if not common:
         raise DataError(
-            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns"
+            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns; parts of one "
+            "file, of which the first alone has the names, become one by: cat FILES > NEW"
         )
     table = join_tables(sketches, common)
     source = first.source.model_copy(update={"path": [path for one in sketches for path in one.source.paths]})
@@ -235,7 +238,8 @@ def explain_no_label(sketch: Sketch) -> str:
     """Return why the column that is called as labels are was not taken, or holds numbers, behind a semicolon."""
     named = _by_name(sketch.seen, _LABEL)
     if (one := next((one for one in sketch.seen if one.column == named), None)) is not None and one.filled:
-        return f"; {one.column!r} has {one.different} different values, and labels are 2 to {MAX_LABELS} that repeat"
+        merged = f"; {MERGED}" if one.filled * 2 < sketch.rows else ""
+        return f"; {one.column!r} has {one.different} different values, and labels are 2 to {MAX_LABELS} that repeat{merged}"
     numbers = next(
         (one.column for one in sketch.seen if one.different > MAX_LABELS and _are_numbers(one, sketch)), None
     )
@@ -253,5 +257,5 @@ _NOBODY = Seen("", "", 0, 0, 0.0)
 
 
 def _by_name(columns: Sequence[Seen], names: Sequence[str]) -> str | None:
-    by_name = {one.column.strip().casefold(): one.column for one in columns}
+    by_name = {one.column.strip().casefold(): one.column for one in reversed(columns)}  # the first of several
     return next((by_name[name] for name in names if name in by_name), None)

@@ -128,6 +128,8 @@ def advise_row(record: Sequence[str], width: int, delimiter: str, tsv: bool, lin
         return "delete the blank before the quote: a quote that encloses a field follows the delimiter at once"
     if not tsv and '\\"' in lines:
         return BACKSLASH
+    if not tsv and any(field.lstrip().startswith(("\u201c", "\u201e")) for field in record):
+        return "curly quotes enclose no field: write them as straight double quotes"
     if width == 1:
         return "the first line has to hold the names of all columns: delete what stands above it"
     rule = "a text must hold no tab and no line end" if tsv else _quote_rule(delimiter)

@@ -43,6 +43,18 @@ def test_a_drawn_table_is_told_with_a_command_that_makes_it_a_csv(tmp_path: Path
     assert read(tmp_path / "NEW") == ROWS
 
 
+@pytest.mark.parametrize("begin", ['row "text" "label"\n', '"text" "label"\n'])
+def test_what_r_writes_by_default_is_read_or_told(tmp_path: Path, begin: str) -> None:
+    (tmp_path / "rows.txt").write_text(
+        begin + "".join(f'"{n}" "{text}" "{label}"\n' for n, (text, label) in enumerate(ROWS))
+    )
+    if begin.startswith("row"):
+        assert read(tmp_path / "rows.txt") == ROWS
+    else:
+        with pytest.raises(DataError, match="put `row` and the delimiter in front of the header line"):
+            look(tmp_path / "rows.txt", "csv", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("title", "told"),
     [
