@@ -81,8 +81,8 @@ def _find_empty(sketch: Sketch, choice: Choice) -> Iterator[str]:
     for column in choice.texts:
         if count := sum(not cell or not cell.strip() for cell in sketch.table.columns[column].cells):
             yield (
-                f"text: {count} rows have no {shorten(column)}, and `ptp ingest` leaves them out; if they need none, set "
-                "data.checks.empty_text to off"
+                f"text: {count} rows have no {shorten(column)}, and `ptp ingest` leaves them out; if they need none, "
+                "set data.checks.empty_text to off"
             )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flows.on_demand.layout import advise_layout, advise_nested, choose_dialect, read_beginning
 from ptpipeline.archives import unfold
-from ptpipeline.data.dialect import advise_format
+from ptpipeline.data.dialect import SINGLE, advise_format, are_single_quoted
 from ptpipeline.data.files import list_columns, load_file
 from ptpipeline.data.joined import Joined, join
 from ptpipeline.data.local import find_rows_file, tell_format
@@ -122,7 +122,7 @@ def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) 
                 f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
                 f"one of labels{f': {advise_nested(source, listed.nested)}' if listed.nested else ''}"
             )
-        advice = advise_format(names[0])
+        advice = advise_format(names[0]) or (SINGLE if lines and are_single_quoted(names) else None)
         if advice is None and not set(names) <= set(known):
             advice = advise_layout(lines, names, listed.plain)
         if advice is not None:

@@ -48,6 +48,10 @@ SQUAD = (  # the data sets of questions about paragraphs, as SQuAD writes them: 
     '"answer": [*one.get("answers", []), {}][0].get("text")})) for article in ARTICLES for part in '
     'article["paragraphs"] for one in part["qas"]]\' FILE > NEW.jsonl'
 )
+_TABLED = (
+    ', for example by: python -c \'import json, sys; table = json.load(open(sys.argv[1], encoding="utf8")); '
+    '[print(json.dumps(dict(zip(table["columns"], row)))) for row in table[KEY]]\' FILE > NEW.jsonl'
+)
 _KEYED = (
     ", for example by: python -c 'import json, sys; "
     '[print(json.dumps({"id": key, **row})) for key, row in json.load(open(sys.argv[1], encoding="utf8")).items()]\' '
@@ -67,6 +71,11 @@ _SPREAD = (
 _NAMED = (
     "; name the values of each list in their order, such as text and label, by: python -c 'import json, sys; "
     '[print(json.dumps(dict(zip(sys.argv[2].split(","), row)))) for row in ROWS]\' FILE text,label > NEW.jsonl'
+)
+_LISTS = (
+    "write one object a line by: python -c 'import json, sys; [print(json.dumps(row)) for line in "
+    'open(sys.argv[1], encoding="utf8") if line.strip() for rows in [json.loads(line)] for row in '
+    "(rows if isinstance(rows, list) else [rows])]' FILE > NEW.jsonl"
 )
 _COMMENT = "begins a comment, which JSON has not: delete it"
 _PYTHON = (
@@ -177,8 +186,10 @@ def _advise_object(row: dict[str, Any]) -> str:
         plain = all(map(is_utf8, lists[0])) and "'" not in place
         name = shorten(".".join(lists[0]))
         return f", for example those of {name} by: {_LISTED.replace('KEY', place)}" if plain else ""
+    if isinstance(row.get("columns"), list) and (key := next((key for key in ("data", "rows") if key in row), None)):
+        return _TABLED.replace("KEY", json.dumps(key))
     columns = [value for key, value in row.items() if _is_column(key, value)]
-    alike = len(columns) == len(row) and len({len(value) for value in columns}) == 1 and "columns" not in row
+    alike = len(columns) == len(row) and len({len(value) for value in columns}) == 1
     if alike:
         return _COLUMNS
     return _KEYED if all(map(_has_texts, row.values())) else ""
@@ -229,9 +240,15 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 array = isinstance(row, list) and number == 1 and not file.read(1).strip()
                 reason = _describe_list(row, array) if number == 1 else ""
-                reason = reason or f"line {number} is not a JSON object"
+                reason = reason or f"line {number} is {_name_other(row)}"
                 raise DataError(f"{name}: not readable as jsonl: {reason}")
             yield number, row
+
+
+def _name_other(row: Any) -> str:
+    """Return what a line is that is no object, with the command that writes its objects if it is a list of these."""
+    listed = isinstance(row, list) and any(isinstance(one, dict) for one in row)
+    return f"a list of objects; {_LISTS}" if listed else "not a JSON object"
 
 
 def _describe_list(row: Any, array: bool) -> str:

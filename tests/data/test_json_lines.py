@@ -205,7 +205,11 @@ def test_lists_as_rows_are_told_with_a_command_that_names_their_values(tmp_path:
 
 
 def test_a_list_above_other_lines_is_told_as_a_line(tmp_path: Path) -> None:
-    assert told(tmp_path, f"[{GOOD}]\n{GOOD}\n") == "not readable as jsonl: line 1 is not a JSON object"
+    body = f"[{GOOD}]\n{GOOD}\n\n[{GOOD}, {GOOD}]\n"
+    assert told(tmp_path, body).startswith(
+        "not readable as jsonl: line 1 is a list of objects; write one object a line"
+    )
+    assert follow(tmp_path, body) == [("a", "bad")] * 4
     assert told(tmp_path, f"{GOOD}\n[1, 2]\n") == "not readable as jsonl: line 2 is not a JSON object"
 
 
@@ -358,6 +362,10 @@ RECORDS = [{"text": "it's \u201cgood\u201d", "label": "1"}, {"text": "bad", "lab
         json.dumps({"version": "2", "data": RECORDS}),
         json.dumps({"tickets \u7968": RECORDS, "users": {"id": [1]}, "count": 2}),
         json.dumps({"schema": {"fields": ["text"]}, "data": RECORDS}),  # pandas' table
+        json.dumps({"columns": ["text", "label"], "data": [[row["text"], row["label"]] for row in RECORDS]}),
+        json.dumps(
+            {"rows": [[row["text"], row["label"]] for row in RECORDS], "columns": ["text", "label"], "ok": True}
+        ),
         json.dumps({"took": 1, "hits": {"total": 2, "hits": RECORDS}}),  # Elasticsearch, and answers of GraphQL
         json.dumps({"features": [{"name": "text"}], "rows": RECORDS}),
         json.dumps({f"-N{n}": row for n, row in enumerate(RECORDS)}),  # Firebase

@@ -43,6 +43,12 @@ def test_a_drawn_table_is_told_with_a_command_that_makes_it_a_csv(tmp_path: Path
     assert read(tmp_path / "NEW") == ROWS
 
 
+def test_single_quotes_around_all_names_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(draw("'text','label'\n", "'{}','{}'"))
+    with pytest.raises(DataError, match="fields stand in single quotes; write them in double quotes"):
+        look(tmp_path / "rows.csv", None, tmp_path)
+
+
 @pytest.mark.parametrize("begin", ['row "text" "label"\n', '"text" "label"\n'])
 def test_what_r_writes_by_default_is_read_or_told(tmp_path: Path, begin: str) -> None:
     (tmp_path / "rows.txt").write_text(
