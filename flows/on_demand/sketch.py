@@ -165,8 +165,8 @@ def join_sketches(sketches: Sequence[Sketch]) -> Sketch:
     common = [one.column for one in first.seen if all(one.column in other.table.columns for other in sketches)]
     if not common:
         raise DataError(
-            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns; parts of one "
-            "file, of which the first alone has the names, become one by: cat FILES > NEW"
+            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns; parts of "
+            "one file, of which the first alone has the names, become one by: cat FILES > NEW"
         )
     table = join_tables(sketches, common)
     source = first.source.model_copy(update={"path": [path for one in sketches for path in one.source.paths]})
@@ -239,7 +239,8 @@ def explain_no_label(sketch: Sketch) -> str:
     named = _by_name(sketch.seen, _LABEL)
     if (one := next((one for one in sketch.seen if one.column == named), None)) is not None and one.filled:
         merged = f"; {MERGED}" if one.filled * 2 < sketch.rows else ""
-        return f"; {one.column!r} has {one.different} different values, and labels are 2 to {MAX_LABELS} that repeat{merged}"
+        different = f"{one.column!r} has {one.different} different values"
+        return f"; {different}, and labels are 2 to {MAX_LABELS} that repeat{merged}"
     numbers = next(
         (one.column for one in sketch.seen if one.different > MAX_LABELS and _are_numbers(one, sketch)), None
     )

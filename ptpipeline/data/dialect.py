@@ -19,7 +19,7 @@ _JSON = re.compile(r"""\s*(?:\{\s*["'}]|\[\s*[\[{"'\]]|[\[{]\s*$)""")
 _GAP = re.compile(r"\S {2,}(?=\S)")  # between names at fixed places
 BARS = (
     "the file is a table drawn with bars and dashes, as in Markdown; take these out by: "
-    "sed -E '/^[-|+: ]+$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
+    "sed -E '/^[-|+: ]+$/d; /^\\([0-9]+ rows?\\)$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
 )
 FIXED = (
     "the columns stand at fixed places, with blanks between them; write them as csv by: "

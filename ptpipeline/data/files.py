@@ -74,7 +74,10 @@ _BEGINNINGS = {
     **dict.fromkeys(
         (b"\x80\x02", b"\x80\x03", b"\x80\x04\x95", b"\x80\x05\x95"), ("a pickle", "save the rows as csv or Parquet")
     ),
-    b"<stata_dta>": ("a file of Stata", _STATA),
+    **dict.fromkeys(
+        (b"<stata_dta>", *(bytes((version, order, 1, 0)) for version in (113, 114, 115) for order in (1, 2))),
+        ("a file of Stata", _STATA),
+    ),
     **dict.fromkeys((b"$FL2", b"$FL3"), ("a file of SPSS", "save the rows as CSV in UTF-8")),
     b"version https://git-lfs.github.com/spec/": (
         "a pointer of Git LFS, and not the file itself",

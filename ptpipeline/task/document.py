@@ -171,8 +171,8 @@ def validate(path: Path, document: Any, model: type[ModelT], inside: tuple[str, 
         if unknown := _find_misspelt(first, found):
             other = inside + _path(value, unknown["loc"])
             raise TaskFileError(
-                f"{path}:{line_of(document, other)}: {_sentence(first, loc, written, model)}; {shorten(other[-1])} is an "
-                "unknown field: correct its name"
+                f"{path}:{line_of(document, other)}: {_sentence(first, loc, written, model)}; {shorten(other[-1])} is "
+                "an unknown field: correct its name"
             )
         raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, written, model)}")
 

@@ -28,7 +28,7 @@ def read(path: Path) -> list[tuple[str | None, str | None]]:
     ("body", "told"),
     [
         (draw("| text | label |\n|:-----|------:|\n", "| {} | {} |"), "drawn with bars"),
-        (draw(" text | label\n------+-------\n", " {} | {}"), "drawn with bars"),
+        (draw(" text | label\n------+-------\n", " {} | {}", "(20 rows)\n\n"), "drawn with bars"),
         (draw("+---+---+\n| text | label |\n+---+---+\n", "| {} | {} |", "+---+---+\n"), "drawn with bars"),
         (draw(f"{'text':<60}  label\n", "{:<60}  {}"), "fixed places"),
     ],
