@@ -43,6 +43,14 @@ def test_a_drawn_table_is_told_with_a_command_that_makes_it_a_csv(tmp_path: Path
     assert read(tmp_path / "NEW") == ROWS
 
 
+@pytest.mark.parametrize("header", ["text;label", "The text, as typed, with names;Label", "a, b|c;Label, kind"])
+def test_the_delimiter_is_what_parts_the_rows_as_the_names(tmp_path: Path, header: str) -> None:
+    rows = [f"{text}{', and so on' * (n % 5)};{label}" for n, (text, label) in enumerate(ROWS)]
+    (tmp_path / "rows.csv").write_text("\n".join([header, *rows]))
+    sketch = look(tmp_path / "rows.csv", None, tmp_path)
+    assert (sketch.source.delimiter, list(sketch.table.columns)) == (";", header.split(";"))
+
+
 def test_single_quotes_around_all_names_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(draw("'text','label'\n", "'{}','{}'"))
     with pytest.raises(DataError, match="fields stand in single quotes; write them in double quotes"):
