@@ -148,7 +148,10 @@ def check_wanted(name: str, names: Sequence[str], wanted: Sequence[Wanted], fix:
         if one.column not in known:
             near = next((other for other in names if fold_name(other) == fold_name(one.column)), None)
             if near is not None:
-                fix = f"names are compared exactly: write data.{one.field}: {json.dumps(near)}"
+                line = f"{json.dumps(near)} in the list" if one.field == "slices" else ""
+                fix = f"names are compared exactly: write {line or f'data.{one.field}: {json.dumps(near)}'}"
+            elif not fix and one.column.partition(".")[0] in known:
+                fix = "what stands within objects is no column: give it one (`ptp init FILE --text COLUMN` tells how)"
             raise missing_column(name, names, one, fix)
 
 

@@ -309,6 +309,8 @@ def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Ba
         message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     if any(str(part).endswith("_env") for part in loc):
         return f"{field}: found a value that is not shown, as it may be a secret: {message}"
+    if not loc:  # what is wrong between sections, which the message names
+        return message
     shown = "nothing" if error["input"] is None else repr(error["input"])
     shown = re.sub(r"//.*@", "//...@", shown)  # without a login
     shown = re.sub(r"(?i)(pass\w*|secret\w*|token)(\s*=\s*)[^\s'\"]+", r"\1\2...", shown)
