@@ -127,7 +127,7 @@ def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) 
             advice = advise_layout(lines, names, listed.plain)
         if advice is not None:
             raise DataError(f"{path}: {advice}")
-        table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
+        table = load_file(str(path), plain, source, [Wanted(name, "text", needed=False) for name in names])
     rows = len(next(iter(table.columns.values())).cells)
     twice = {name: count for name, count in counts.items() if count > 1 and name.strip()}
     unnamed = sum(not name.strip() for name in listed.plain[1:])
@@ -188,12 +188,15 @@ def join_tables(sketches: Iterable[Sketch], names: list[str]) -> Joined:
 def guess_text(sketch: Sketch) -> str | None:
     """Return the column that most looks like texts: by its name, else the longest that mostly differ.
 
-    Names of rows are the last to be taken, and not at all if there are lists or objects, in which the texts may stand.
+    Names of rows are taken if there is nothing else, and not at all if there are lists or objects, in which the texts
+    may stand; last are texts that repeat, as if several people labelled each, by their name alone.
     """
     long = [one for one in sketch.seen if _mostly_differs(one) and "text" in one.holds.split(" and ")]
     long = [one for one in long if one.column.strip().casefold() not in _TARGET] or long
     spoken = [one for one in long if one.words] or ([] if sketch.nested else long)
-    return _by_name(long, _TEXT) or max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column or None
+    if (found := _by_name(long, _TEXT) or max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column) != "":
+        return found
+    return _by_name([one for one in sketch.seen if one.words and one.holds == "text" and one.different > 1], _TEXT)
 
 
 def guess_label(sketch: Sketch, text: str) -> str | None:

@@ -151,7 +151,8 @@ class _Records:
 
     def rows(self, layout: Layout) -> Iterator[list[str]]:
         """Yield the rows, each with as many fields as there are columns."""
-        width, least = len(layout.names), max(layout.at.values(), default=-1) + 1
+        needed = [layout.at[one.column] for one in self.wanted if one.needed]
+        width, least = len(layout.names), max(needed, default=1) + 1  # a text and an answer, if none is named yet
         for record in self.stream:
             yield record if len(record) == width else self._fit(record, width, least)
             self.first = False

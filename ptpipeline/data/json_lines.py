@@ -192,7 +192,7 @@ def _advise_object(row: dict[str, Any]) -> str:
     alike = len(columns) == len(row) and len({len(value) for value in columns}) == 1
     if alike:
         return _COLUMNS
-    return _KEYED if all(map(_has_texts, row.values())) else ""
+    return _KEYED if len(row) > 1 and all(map(_has_texts, row.values())) else ""
 
 
 def _find_lists(row: dict[str, Any]) -> list[tuple[str, ...]]:

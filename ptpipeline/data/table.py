@@ -24,11 +24,14 @@ class NoRows(DataError):
 
 
 class Wanted(NamedTuple):
-    """A column that a task names: its name, the field of `data` that names it, and whether its cells must be text."""
+    """A column that a task names: its name, the field of `data` that names it, whether its cells must be text, and
+    whether each row must have a cell of it.
+    """
 
     column: str
     field: str
     text: bool = False
+    needed: bool = True
 
 
 class Column(NamedTuple):

@@ -291,6 +291,11 @@ def test_an_object_that_holds_all_rows_is_told(tmp_path: Path, body: str) -> Non
     assert pairs(load(tmp_path, FRAME.to_json(orient="records", lines=True), "jsonl")) == [("a", "bad"), ("b", "good")]
 
 
+def test_an_object_within_an_object_is_told_without_a_command(tmp_path: Path) -> None:
+    """As a server says what is wrong."""
+    assert told(tmp_path, '{"error": {"code": 401, "message": "no"}}').endswith(f"{OBJECT}")
+
+
 def test_one_row_is_one_row(tmp_path: Path) -> None:
     assert pairs(load(tmp_path, '{"text": "a", "label": "bad", "more": {"x": [1]}}\n', "jsonl")) == [("a", "bad")]
 

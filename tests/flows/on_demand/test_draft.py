@@ -38,6 +38,8 @@ def seen(sketch: Sketch, *columns: Seen) -> Sketch:
         ([Seen("Review ", "text", 100, 90, 20.0), Seen("b", "text", 100, 90, 40.0)], "Review "),
         ([Seen("text", "text", 100, 50, 20.0), Seen("b", "text", 100, 51, 10.0)], "b"),  # half of it repeats
         ([Seen("text", "whole numbers", 100, 90, 20.0)], None),
+        ([Seen("label", "text", 100, 2, 4.0), Seen("text", "text", 100, 33, 20.0)], "text"),  # three labels of each
+        ([Seen("label", "text", 100, 2, 4.0), Seen("text", "text", 100, 1, 20.0)], None),
     ],
 )
 def test_the_text_is_a_column_that_mostly_differs(sketch: Sketch, columns: list[Seen], guess: str | None) -> None:

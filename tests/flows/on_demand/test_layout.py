@@ -51,6 +51,17 @@ def test_the_delimiter_is_what_parts_the_rows_as_the_names(tmp_path: Path, heade
     assert (sketch.source.delimiter, list(sketch.table.columns)) == (";", header.split(";"))
 
 
+def test_rows_may_end_before_the_last_columns(tmp_path: Path) -> None:
+    """As Excel leaves out empty cells at the end of a row, far from the last one that is filled."""
+    (tmp_path / "rows.csv").write_text(draw("text,label,note,by\n", "{},{}", "a good one,positive,so,me\n"))
+    table = look(tmp_path / "rows.csv", None, tmp_path).table
+    assert table.columns["text"].cells == [*(text for text, _ in ROWS), "a good one"]
+    assert table.columns["note"].cells == [*[""] * len(ROWS), "so"]
+    (tmp_path / "rows.csv").write_text(draw("text,label,note\n", "{},{}", "(20 rows)\n"))
+    with pytest.raises(DataError, match="line 22 has 1 field, expected 3; if it is no row, delete the line"):
+        look(tmp_path / "rows.csv", None, tmp_path)
+
+
 def test_single_quotes_around_all_names_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(draw("'text','label'\n", "'{}','{}'"))
     with pytest.raises(DataError, match="fields stand in single quotes; write them in double quotes"):
