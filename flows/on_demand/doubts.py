@@ -5,7 +5,7 @@ from itertools import combinations
 
 from flows.on_demand.draft import Choice, Facts
 from flows.on_demand.layout import advise_nested
-from flows.on_demand.sketch import Seen, Sketch, is_field
+from flows.on_demand.sketch import MERGED, Seen, Sketch, is_field
 from ptpipeline.data.near import normalise
 from ptpipeline.data.reencoded import describe_reencoded, find_reencoded
 from ptpipeline.data.table import is_no_name, tell_names
@@ -27,22 +27,21 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
             yield f"labels: {one!r} and {shorten(two)} {how}; if they are one, give it one spelling"
     for label in sorted(facts.labels.keys() & MISSING):
         yield f"labels: {label!r} reads like a missing value; if these rows have no label, leave the cell empty"
+    yield from _find_alone(sketch, choice, facts)
     yield from _find_several(facts)
     if choice.second:
         yield (
             f"template: reads {shorten(choice.text)} and {shorten(choice.second)}, as their names say; if one text is "
             "enough, name it with --text"
         )
+        yield from _find_empty(sketch, choice)
     if facts.longest > MAX_NEW_TOKENS:
         yield (
             f"target: the longest may have more than the {MAX_NEW_TOKENS} tokens that a task generates; if `ptp run` "
             "names its row, shorten it or leave the row out"
         )
     if facts.unlabelled * 2 > sketch.rows:
-        yield (
-            f"{'target' if choice.free else 'label'}: most rows have none, and are left out; if cells were merged in a "
-            "sheet, write their value into each of them"
-        )
+        yield (f"{'target' if choice.free else 'label'}: most rows have none, and are left out; {MERGED}")
     others = [one for one in sketch.seen if one.column not in (*choice.texts, choice.label) and _is_text(one)]
     for other in others[:_MAX_TOLD]:
         named = is_field(other.column)
@@ -75,6 +74,29 @@ def _is_row_first(sketch: Sketch) -> bool:
 
 def _is_text(one: Seen) -> bool:
     return one.words and one.holds == "text" and one.mean_length >= _LONG and one.different * 2 > one.filled > 0
+
+
+def _find_empty(sketch: Sketch, choice: Choice) -> Iterator[str]:
+    """Yield a sentence for each of two columns of texts that is empty in some rows, as an input that nobody needs."""
+    for column in choice.texts:
+        if count := sum(not cell or not cell.strip() for cell in sketch.table.columns[column].cells):
+            yield (
+                f"text: {count} rows have no {shorten(column)}, and `ptp ingest` leaves them out; if they need none, "
+                "set data.checks.empty_text to off"
+            )
+
+
+def _find_alone(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
+    """Yield a sentence if labels are those of a single row, as a slip or a line that is no row makes them."""
+    alone = sorted(label for label, count in facts.labels.items() if count == 1)
+    if not 0 < len(alone) * 2 < len(facts.labels) + 1:
+        return
+    cells = sketch.table.columns[choice.label].cells
+    where = sketch.table.places.describe(cells.index(label) + 1 for label in alone)
+    yield (
+        f"labels: no other row has the label of {where}, such as {shorten(alone[0])}; correct it if it is a slip, and "
+        "delete what is no row"
+    )
 
 
 def _find_several(facts: Facts) -> Iterator[str]:

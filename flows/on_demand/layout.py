@@ -13,8 +13,9 @@ from ptpipeline.data.table import tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.task.source import Source
 
-LOOKED_AT = 1000  # lines that tell the dialect
+LOOKED_AT, _COMPARED = 1000, 100  # lines that tell the dialect, and that are parted by each delimiter
 _QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
+_BY_BLANKS = re.compile(r'(?:"[^"]*"|\w+)(?: "[^"]*")+\s*')  # names as R's write.table parts them
 _FASTTEXT = "__label__"  # what fastText writes before a label
 _TO_TSV = (
     "the lines begin with labels as fastText writes them; write them as tsv by: "
@@ -47,18 +48,26 @@ def read_beginning(path: Path) -> list[str]:
 
 
 def choose_dialect(source: Source, lines: Sequence[str]) -> Source:
-    """Return the source with the delimiter that parts the first line with names into the most, if it is no comma; a tsv
-    with the quotes of a csv becomes a csv.
+    """Return the source with the delimiter that parts most lines as the first one, with names, and that into the most,
+    if it is no comma; a tsv with the quotes of a csv becomes a csv.
     """
     if source.format not in ("csv", "tsv"):
         return source
     first = next((line for line in lines if not line.lower().lstrip('"').startswith("sep=")), "")
-    best = max(USUAL, key=lambda sign: len(split(first, sign)))
+    if _BY_BLANKS.fullmatch(first):
+        return source.model_copy(update={"format": "csv", "delimiter": " "})
+    best = max(USUAL, key=lambda sign: _count_alike(first, lines, sign))
     quoted = any(map(_QUOTED.search, lines)) or first.startswith('"')
     if source.format == "tsv" and best == "\t" and not quoted:
         return source
     several = len(split(first, best)) > 1
     return source.model_copy(update={"format": "csv", "delimiter": best if several and best != "," else None})
+
+
+def _count_alike(first: str, lines: Sequence[str], sign: str) -> tuple[bool, int, int]:
+    """Return whether the character parts the first line, how many lines it parts into as many, and into how many."""
+    width = len(split(first, sign))
+    return width > 1, sum(len(split(line, sign)) == width for line in lines[:_COMPARED]) if width > 1 else 0, width
 
 
 def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flows.on_demand.layout import advise_layout, advise_nested, choose_dialect, read_beginning
 from ptpipeline.archives import unfold
-from ptpipeline.data.dialect import advise_format
+from ptpipeline.data.dialect import SINGLE, advise_format, are_single_quoted
 from ptpipeline.data.files import list_columns, load_file
 from ptpipeline.data.joined import Joined, join
 from ptpipeline.data.local import find_rows_file, tell_format
@@ -45,6 +45,7 @@ _PAIRS = (
     ("query", "document"),
     ("query", "passage"),
     ("claim", "evidence"),
+    ("instruction", "input"),
 )
 _ASKED = ("context", "passage")  # the first of a pair whose question has an answer
 _TARGET = (
@@ -61,6 +62,7 @@ _TARGET = (
     "target",
 )
 _FRACTION = re.compile(r"-?\d*\.\d+(?:e-?\d+)?")  # no number of a row
+MERGED = "if cells were merged in a sheet, write their value into each of them"
 _LOOKED_AT = 1000  # cells that tell whether a column has words
 
 
@@ -120,12 +122,12 @@ def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) 
                 f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
                 f"one of labels{f': {advise_nested(source, listed.nested)}' if listed.nested else ''}"
             )
-        advice = advise_format(names[0])
+        advice = advise_format(names[0]) or (SINGLE if lines and are_single_quoted(names) else None)
         if advice is None and not set(names) <= set(known):
             advice = advise_layout(lines, names, listed.plain)
         if advice is not None:
             raise DataError(f"{path}: {advice}")
-        table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
+        table = load_file(str(path), plain, source, [Wanted(name, "text", needed=False) for name in names])
     rows = len(next(iter(table.columns.values())).cells)
     twice = {name: count for name, count in counts.items() if count > 1 and name.strip()}
     unnamed = sum(not name.strip() for name in listed.plain[1:])
@@ -163,7 +165,8 @@ def join_sketches(sketches: Sequence[Sketch]) -> Sketch:
     common = [one.column for one in first.seen if all(one.column in other.table.columns for other in sketches)]
     if not common:
         raise DataError(
-            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns"
+            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns; parts of "
+            "one file, of which the first alone has the names, become one by: cat FILES > NEW"
         )
     table = join_tables(sketches, common)
     source = first.source.model_copy(update={"path": [path for one in sketches for path in one.source.paths]})
@@ -185,12 +188,15 @@ def join_tables(sketches: Iterable[Sketch], names: list[str]) -> Joined:
 def guess_text(sketch: Sketch) -> str | None:
     """Return the column that most looks like texts: by its name, else the longest that mostly differ.
 
-    Names of rows are the last to be taken, and not at all if there are lists or objects, in which the texts may stand.
+    Names of rows are taken if there is nothing else, and not at all if there are lists or objects, in which the texts
+    may stand; last are texts that repeat, as if several people labelled each, by their name alone.
     """
     long = [one for one in sketch.seen if _mostly_differs(one) and "text" in one.holds.split(" and ")]
     long = [one for one in long if one.column.strip().casefold() not in _TARGET] or long
     spoken = [one for one in long if one.words] or ([] if sketch.nested else long)
-    return _by_name(long, _TEXT) or max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column or None
+    if (found := _by_name(long, _TEXT) or max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column) != "":
+        return found
+    return _by_name([one for one in sketch.seen if one.words and one.holds == "text" and one.different > 1], _TEXT)
 
 
 def guess_label(sketch: Sketch, text: str) -> str | None:
@@ -235,7 +241,9 @@ def explain_no_label(sketch: Sketch) -> str:
     """Return why the column that is called as labels are was not taken, or holds numbers, behind a semicolon."""
     named = _by_name(sketch.seen, _LABEL)
     if (one := next((one for one in sketch.seen if one.column == named), None)) is not None and one.filled:
-        return f"; {one.column!r} has {one.different} different values, and labels are 2 to {MAX_LABELS} that repeat"
+        merged = f"; {MERGED}" if one.filled * 2 < sketch.rows else ""
+        different = f"{one.column!r} has {one.different} different values"
+        return f"; {different}, and labels are 2 to {MAX_LABELS} that repeat{merged}"
     numbers = next(
         (one.column for one in sketch.seen if one.different > MAX_LABELS and _are_numbers(one, sketch)), None
     )
@@ -253,5 +261,5 @@ _NOBODY = Seen("", "", 0, 0, 0.0)
 
 
 def _by_name(columns: Sequence[Seen], names: Sequence[str]) -> str | None:
-    by_name = {one.column.strip().casefold(): one.column for one in columns}
+    by_name = {one.column.strip().casefold(): one.column for one in reversed(columns)}  # the first of several
     return next((by_name[name] for name in names if name in by_name), None)

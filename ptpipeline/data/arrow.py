@@ -3,12 +3,13 @@
 Each type becomes text as a person would write it; the types of columns that the task does not name do not matter.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptpipeline.data.parquet import open_parquet
+from ptpipeline.data.parquet import is_encrypted, open_parquet
 from ptpipeline.data.table import MAX_ROWS, NO_CLASS, Column, Listed, Places, Table, Wanted, collect, locate, too_many
 from ptpipeline.data.values import write_number
 from ptpipeline.errors import ArtifactError, DataError
@@ -36,6 +37,10 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     for one in wanted:
         _check_type(name, one, types[one.column])
     reader = _Reader(path, [column for column, kind in types.items() if _is_text(kind)])
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        if is_encrypted(reader.plain.metadata, file.read()):
+            raise DataError(f"{name}: the file has encrypted columns; write it without encryption")
     _check_bounds(name, reader.plain.metadata, set(at))
     codes = {column: _class_names(schema, column) for column in at}
     cells: dict[str, list[str | None]] = {column: [] for column in at}

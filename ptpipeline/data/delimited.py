@@ -151,7 +151,8 @@ class _Records:
 
     def rows(self, layout: Layout) -> Iterator[list[str]]:
         """Yield the rows, each with as many fields as there are columns."""
-        width, least = len(layout.names), max(layout.at.values(), default=-1) + 1
+        needed = [layout.at[one.column] for one in self.wanted if one.needed]
+        width, least = len(layout.names), max(needed, default=1) + 1  # a text and an answer, if none is named yet
         for record in self.stream:
             yield record if len(record) == width else self._fit(record, width, least)
             self.first = False
@@ -160,7 +161,10 @@ class _Records:
         """Raise DataError if the row is the header line once more, as where files were written behind each other."""
         fold = fold_name if len(layout.at) > 1 else _strip_mark  # a text alone may be called as its column
         if all(fold(row[index]) == fold(column) for column, index in layout.at.items()):
-            raise DataError(f"{self.name}: line {self.line} repeats the header line; delete the line")
+            raise DataError(
+                f"{self.name}: line {self.line} repeats the header line; delete the line, or "
+                "put a line of names in front of the first one if that is a row too"
+            )
 
     def _take_directive(self, source: Source) -> list[str]:
         """Take the delimiter that a first line `sep=;` names, and return that line as a blank one; else as it is."""

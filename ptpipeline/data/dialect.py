@@ -15,10 +15,11 @@ BEHIND = 'text stands behind the quote that closes a field; write a quote within
 SINGLE = "fields stand in single quotes; write them in double quotes"
 
 _DASHES = re.compile(r"[|+]?[\s:]*-{2,}[\s:]*([|+][\s:]*-{2,}[\s:]*)*[|+]?")  # below a header line, or around a table
+_JSON = re.compile(r"""\s*(?:\{\s*["'}]|\[\s*[\[{"'\]]|[\[{]\s*$)""")
 _GAP = re.compile(r"\S {2,}(?=\S)")  # between names at fixed places
 BARS = (
     "the file is a table drawn with bars and dashes, as in Markdown; take these out by: "
-    "sed -E '/^[-|+: ]+$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
+    "sed -E '/^[-|+: ]+$/d; /^\\([0-9]+ rows?\\)$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
 )
 FIXED = (
     "the columns stand at fixed places, with blanks between them; write them as csv by: "
@@ -49,7 +50,7 @@ def advise_format(line: str) -> str | None:
     """Return what to do about a file whose first line is none of a table; None if it may be one."""
     if is_page(line):
         return PAGE
-    return "if the file holds JSON, set data.source.format: jsonl" if line.lstrip().startswith(("{", "[")) else None
+    return "if the file holds JSON, set data.source.format: jsonl" if _JSON.match(line) else None
 
 
 def advise_header(line: str, names: Sequence[str], wanted: Sequence[Wanted], delimiter: str, tsv: bool) -> str | None:
@@ -127,6 +128,8 @@ def advise_row(record: Sequence[str], width: int, delimiter: str, tsv: bool, lin
         return "delete the blank before the quote: a quote that encloses a field follows the delimiter at once"
     if not tsv and '\\"' in lines:
         return BACKSLASH
+    if not tsv and any(field.lstrip().startswith(("\u201c", "\u201e")) for field in record):
+        return "curly quotes enclose no field: write them as straight double quotes"
     if width == 1:
         return "the first line has to hold the names of all columns: delete what stands above it"
     rule = "a text must hold no tab and no line end" if tsv else _quote_rule(delimiter)

@@ -57,6 +57,7 @@ _BEGINNINGS = {
     b"PK\x03\x04": ("a zip archive", "unpack it by: unzip FILE"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
     b"PAR1\x15": ("a Parquet file", "set data.source.format: parquet"),
+    b"PARE": ("an encrypted Parquet file", "write it without encryption"),
     b"ARROW1\0\0": ("an Arrow file", _ARROW),
     b"SQLite format 3\0": ("an SQLite database", _SQLITE),
     b"\xff\xff\xff\xff": ("an Arrow stream", _STREAM),
@@ -73,7 +74,10 @@ _BEGINNINGS = {
     **dict.fromkeys(
         (b"\x80\x02", b"\x80\x03", b"\x80\x04\x95", b"\x80\x05\x95"), ("a pickle", "save the rows as csv or Parquet")
     ),
-    b"<stata_dta>": ("a file of Stata", _STATA),
+    **dict.fromkeys(
+        (b"<stata_dta>", *(bytes((version, order, 1, 0)) for version in (113, 114, 115) for order in (1, 2))),
+        ("a file of Stata", _STATA),
+    ),
     **dict.fromkeys((b"$FL2", b"$FL3"), ("a file of SPSS", "save the rows as CSV in UTF-8")),
     b"version https://git-lfs.github.com/spec/": (
         "a pointer of Git LFS, and not the file itself",

@@ -40,13 +40,22 @@ _ARRAY = (
 _OBJECT = "the file is one JSON object, and not one for each row; write one object a line"
 _LISTED = (
     "python -c 'import json, sys; "
-    '[print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding="utf8"))[KEY]]\' FILE > NEW.jsonl'
+    '[print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding="utf8"))KEY]\' FILE > NEW.jsonl'
 )
 SQUAD = (  # the data sets of questions about paragraphs, as SQuAD writes them: of ARTICLES, a row for each question
     "python -c 'import json, sys; "
     '[print(json.dumps({"title": article.get("title"), "context": part["context"], "question": one["question"], '
     '"answer": [*one.get("answers", []), {}][0].get("text")})) for article in ARTICLES for part in '
     'article["paragraphs"] for one in part["qas"]]\' FILE > NEW.jsonl'
+)
+_TABLED = (
+    ', for example by: python -c \'import json, sys; table = json.load(open(sys.argv[1], encoding="utf8")); '
+    '[print(json.dumps(dict(zip(table["columns"], row)))) for row in table[KEY]]\' FILE > NEW.jsonl'
+)
+_KEYED = (
+    ", for example by: python -c 'import json, sys; "
+    '[print(json.dumps({"id": key, **row})) for key, row in json.load(open(sys.argv[1], encoding="utf8")).items()]\' '
+    "FILE > NEW.jsonl"
 )
 _COLUMNS = (
     ", for example by: python -c 'import json, pandas, sys; "
@@ -63,12 +72,18 @@ _NAMED = (
     "; name the values of each list in their order, such as text and label, by: python -c 'import json, sys; "
     '[print(json.dumps(dict(zip(sys.argv[2].split(","), row)))) for row in ROWS]\' FILE text,label > NEW.jsonl'
 )
+_LISTS = (
+    "write one object a line by: python -c 'import json, sys; [print(json.dumps(row)) for line in "
+    'open(sys.argv[1], encoding="utf8") if line.strip() for rows in [json.loads(line)] for row in '
+    "(rows if isinstance(rows, list) else [rows])]' FILE > NEW.jsonl"
+)
 _COMMENT = "begins a comment, which JSON has not: delete it"
 _PYTHON = (
     "is an object as Python prints it; write each as JSON by: python -c 'import ast, json, sys; "
     '[print(json.dumps(ast.literal_eval(line.strip()))) for line in open(sys.argv[1], encoding="utf8") if '
     "line.strip()]' FILE > NEW.jsonl"
 )
+_BEGUN = "has something in front of its object; take it out by: sed 's/^[^{]*//' FILE > NEW.jsonl"
 _COMMA = "take the commas between the objects out, for example by: sed 's/,[[:space:]]*$//' FILE > NEW"
 _BEFORE, _BEHIND = "\ufeff\x1e", "\x1a"  # an object: marks, the record separator of RFC 7464; the end of a file in DOS
 _KINDS = {bool: "booleans", list: "lists", dict: "objects"}
@@ -159,19 +174,44 @@ def _rows(name: str, path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, d
 
 
 def _advise_object(row: dict[str, Any]) -> str:
-    """Return the command that makes rows of an object: of the only list of objects in it, or of its columns."""
-    lists = [
-        key for key, value in row.items() if isinstance(value, list) and any(isinstance(one, dict) for one in value)
-    ]
-    if "data" in lists and isinstance(row["data"][0], dict) and "paragraphs" in row["data"][0]:
+    """Return the command that makes rows of an object: of the longest list of objects in it, of its columns, or of the
+    objects that it names.
+    """
+    lists = list(_find_lists(row))
+    if ("data",) in lists and isinstance(row["data"][0], dict) and "paragraphs" in row["data"][0]:
         articles = 'json.load(open(sys.argv[1], encoding="utf8"))["data"]'
         return f", for example a row for each question by: {SQUAD.replace('ARTICLES', articles)}"
-    if len(lists) == 1 and is_utf8(lists[0]) and "'" not in lists[0]:
-        command = _LISTED.replace("KEY", json.dumps(lists[0]))
-        return f", for example those of {shorten(lists[0])} by: {command}"
+    if lists:
+        place = "".join(f"[{json.dumps(key)}]" for key in lists[0])
+        plain = all(map(is_utf8, lists[0])) and "'" not in place
+        name = shorten(".".join(lists[0]))
+        return f", for example those of {name} by: {_LISTED.replace('KEY', place)}" if plain else ""
+    if isinstance(row.get("columns"), list) and (key := next((key for key in ("data", "rows") if key in row), None)):
+        return _TABLED.replace("KEY", json.dumps(key))
     columns = [value for key, value in row.items() if _is_column(key, value)]
-    alike = len(columns) == len(row) and len({len(value) for value in columns}) == 1 and "columns" not in row
-    return _COLUMNS if alike and not lists else ""
+    alike = len(columns) == len(row) and len({len(value) for value in columns}) == 1
+    if alike:
+        return _COLUMNS
+    return _KEYED if len(row) > 1 and all(map(_has_texts, row.values())) else ""
+
+
+def _find_lists(row: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the keys that lead to each list of objects, the longest list first."""
+    found: list[tuple[int, tuple[str, ...]]] = []
+
+    def look(value: dict[str, Any], at: tuple[str, ...]) -> None:
+        for key, inner in value.items():
+            if isinstance(inner, list) and any(isinstance(one, dict) for one in inner):
+                found.append((len(inner), (*at, key)))
+            elif isinstance(inner, dict):
+                look(inner, (*at, key))
+
+    look(row, ())
+    return [keys for _, keys in sorted(found, key=lambda one: -one[0])]
+
+
+def _has_texts(value: Any) -> bool:
+    return isinstance(value, dict) and any(type(one) is str for one in value.values())
 
 
 def _is_column(key: str, value: Any) -> bool:
@@ -200,9 +240,15 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 array = isinstance(row, list) and number == 1 and not file.read(1).strip()
                 reason = _describe_list(row, array) if number == 1 else ""
-                reason = reason or f"line {number} is not a JSON object"
+                reason = reason or f"line {number} is {_name_other(row)}"
                 raise DataError(f"{name}: not readable as jsonl: {reason}")
             yield number, row
+
+
+def _name_other(row: Any) -> str:
+    """Return what a line is that is no object, with the command that writes its objects if it is a list of these."""
+    listed = isinstance(row, list) and any(isinstance(one, dict) for one in row)
+    return f"a list of objects; {_LISTS}" if listed else "not a JSON object"
 
 
 def _describe_list(row: Any, array: bool) -> str:
@@ -235,7 +281,7 @@ def _refuse(name: str, path: Path, number: int, line: str, error: Exception) -> 
     begin = line.lstrip()[:2]
     if number == 1 and begin[0] == "[":
         reason = _describe_array(path)
-    elif begin in ("//", "/*"):
+    elif begin in ("//", "/*") or begin[0] == "#":
         reason = f"line {number} {_COMMENT}"
     elif begin == "{'":
         reason = f"line {number} {_PYTHON}"
@@ -243,18 +289,25 @@ def _refuse(name: str, path: Path, number: int, line: str, error: Exception) -> 
         reason = f"line {number} ends within an object; {_SPREAD}"
     elif number == 1 and is_page(line):
         reason = PAGE
+    elif begin[0] != "{" and _is_object(line[line.find("{") :]):
+        reason = f"line {number} {_BEGUN}"
     elif number == 1 and line.lstrip()[0] not in "{[":
         reason = "line 1 is not a JSON object; if the file is a table of text, set data.source.format: csv"
     elif rest == ",":
         reason = f"line {number} ends with a comma; {_COMMA}"
     elif isinstance(error, json.JSONDecodeError):
-        more = (
-            "; the line holds more than one object; write each object in a line of its own" if rest[:1] == "{" else ""
-        )
-        reason = f"line {number}, column {error.colno}: {error.msg}{more if error.msg == 'Extra data' else ''}"
+        fix = f"the line holds more than one object; {_SPREAD}" if rest[:1] == "{" else "correct or delete the line"
+        reason = f"line {number}, column {error.colno}: {error.msg}; {fix}"
     else:
         reason = f"line {number} is nested too deep"
     raise DataError(f"{name}: not readable as jsonl: {reason}") from None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -189,14 +189,24 @@ def _find_file(name: str, form: str) -> Path:
     with parsing(f"data.source.path: {shorten(name)}", _READABLE, DataError):  # too long, or nobody's home
         path = Path(os.path.expanduser(name))
         if not path.is_file():
-            several = (
-                "; several files are a list, or a pattern as `glob`" if path.is_dir() or set(name) & set("*?,") else ""
-            )
             raise DataError(
                 f"data.source.path: {path}: {_describe_other(path)} (relative paths start at {Path.cwd()}); expected a "
-                f"{form} file{several}"
+                f"{form} file{_advise_path(name, path)}"
             )
     return path
+
+
+def _advise_path(name: str, path: Path) -> str:
+    """Return what may be meant by a path at which no file stands, behind a semicolon."""
+    if path.is_dir() or set(name) & set("*?,"):
+        return "; several files are a list, or a pattern as `glob`"
+    if re.search(r"\$\w|\$?\{|%\w+%", name):
+        return "; no variable is put in: write the path itself"
+    if "\\" in name:
+        return "; write / between folders"
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:", name):
+        return "; `path` names files of this machine: download what another place holds, and name the file"
+    return ""
 
 
 def _match(pattern: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Rows in XML and YAML, which are not read: how such a file is known, and the command that writes it as JSON Lines."""
+"""Rows in XML, YAML and SQL, which are not read: how such a file is known, and what writes it as another."""
 
 import re
 from typing import NamedTuple
@@ -39,9 +39,20 @@ YAML = Kind(
     "max(rows.values(), key=lambda one: isinstance(one, list) * len(one)))]' FILE > NEW.jsonl",
 )
 
+_DUMP = re.compile(  # comments and settings above the first statement that makes something
+    r"(?:\s|--.*\n|/\*(?:.|\n)*?\*/;?|(?:SET|PRAGMA|BEGIN|USE|LOCK|DROP|SELECT)\b[^;]*;)*"
+    r"(?:CREATE|INSERT)\s(?:[A-Z\s]*\s)?(?:TABLE|INTO|DATABASE|SCHEMA|TYPE|SEQUENCE|EXTENSION)\s[^\n]*[(;]\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+SQL = Kind(
+    "a dump of SQL",
+    "load it into its database and write the rows as csv there, for example in SQLite by: sqlite3 NEW.db < FILE && "
+    "sqlite3 -header -csv NEW.db 'SELECT * FROM TABLE' > NEW.csv",
+)
+
 
 def find_markup(begin: str, end: str) -> Kind | None:
-    """Return XML or YAML if a file begins and ends so; None if it may be a table of text.
+    """Return XML, YAML or SQL if a file begins and ends so; None if it may be a table of text.
 
     A first cell may hold elements; so without XML's own first line the last line has to close the first element.
     """
@@ -50,4 +61,6 @@ def find_markup(begin: str, end: str) -> Kind | None:
     element = _ELEMENTS.match(begin)
     if element is not None and element[1].lower() not in _NO_ELEMENTS and end.rstrip().endswith(f"</{element[1]}>"):
         return XML
+    if _DUMP.match(begin) is not None:
+        return SQL
     return YAML if _LIST.match(begin) else None

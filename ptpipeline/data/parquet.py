@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LEAST_BYTES, MOST_TIMES = 32 * 2**20, 100  # what any file may unfold into; and beyond that, so many times its own size
 CELL_BYTES = 16  # at least, of each cell as Python holds it
 FOOTER_BYTES, FOOTER_FIELDS = 16 * 2**20, 100_000
+_SIGNATURE = 28  # bytes behind a readable footer, if columns are encrypted
 
 
 def read_table(body: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
@@ -36,6 +37,8 @@ def read_table(body: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
     texts = [field.name for field in chosen if pa.types.is_string(field.type)]
     file = open_parquet(pa.BufferReader(body), texts)
     footer = file.metadata
+    if is_encrypted(footer, body[-8:]):
+        raise ArtifactError("a Parquet file with encrypted columns")
     stated = sum(footer.row_group(index).total_byte_size for index in range(footer.num_row_groups))
     _check(max(stated, footer.num_rows * CELL_BYTES * max(1, len(chosen))), most)
     table = file.read(columns=[field.name for field in chosen] if columns is not None else None, use_threads=False)
@@ -57,6 +60,14 @@ def open_parquet(source: Any, texts: Sequence[str] = ()) -> Any:
         thrift_string_size_limit=FOOTER_BYTES,
         thrift_container_size_limit=FOOTER_FIELDS,
     )
+
+
+def is_encrypted(footer: Any, end: bytes) -> bool:
+    """Whether a file has encrypted columns behind a readable footer; end: its last eight bytes.
+
+    Arrow ends the process if it is asked for the sizes of such a column.
+    """
+    return int.from_bytes(end[:4], "little") - int(footer.serialized_size) == _SIGNATURE
 
 
 def _is_plain(kind: Any) -> bool:

@@ -24,11 +24,14 @@ class NoRows(DataError):
 
 
 class Wanted(NamedTuple):
-    """A column that a task names: its name, the field of `data` that names it, and whether its cells must be text."""
+    """A column that a task names: its name, the field of `data` that names it, whether its cells must be text, and
+    whether each row must have a cell of it.
+    """
 
     column: str
     field: str
     text: bool = False
+    needed: bool = True
 
 
 class Column(NamedTuple):
@@ -148,7 +151,10 @@ def check_wanted(name: str, names: Sequence[str], wanted: Sequence[Wanted], fix:
         if one.column not in known:
             near = next((other for other in names if fold_name(other) == fold_name(one.column)), None)
             if near is not None:
-                fix = f"names are compared exactly: write data.{one.field}: {json.dumps(near)}"
+                line = f"{json.dumps(near)} in the list" if one.field == "slices" else ""
+                fix = f"names are compared exactly: write {line or f'data.{one.field}: {json.dumps(near)}'}"
+            elif not fix and one.column.partition(".")[0] in known:
+                fix = "what stands within objects is no column: give it one (`ptp init FILE --text COLUMN` tells how)"
             raise missing_column(name, names, one, fix)
 
 

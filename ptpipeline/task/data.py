@@ -77,6 +77,17 @@ class SplitSpec(Section):
         lists: dict[Split, Any] = {"train": self.train, "dev": self.dev, "test": self.test}
         return {value: split for split, listed in lists.items() if isinstance(listed, list) for value in listed}
 
+    @field_validator("train", mode="before")
+    @classmethod
+    def _the_rest_trains(cls, train: Any) -> Any:
+        try:
+            share = float(train) if isinstance(train, int | float | str) else None
+        except ValueError:
+            share = None
+        if share is not None:
+            raise ValueError("the rows that are not in another split train: leave `train` out")
+        return train
+
     @model_validator(mode="after")
     def _values_of_a_column(self) -> "SplitSpec":
         lists = [listed for listed in (self.train, self.dev, self.test) if isinstance(listed, list)]

@@ -8,7 +8,7 @@ name them, before the document is made.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from ruamel.yaml.scalarstring import PlainScalarString
 from ruamel.yaml.tag import Tag
 
 from ptpipeline.errors import NotFound, TaskFileError
-from ptpipeline.foreign import parsing, read_file
+from ptpipeline.foreign import parsing, read_file, shorten
 
 MAX_BYTES, MAX_LINES = 256 * 2**10, 5000
 MAX_VALUES, MAX_DEPTH = 4000, 32
@@ -47,7 +47,19 @@ _EXPECTED = {
     "list_type": "expected a list, as [one, two]",
     "tuple_type": "expected a list, as [one, two]",
     "string_type": "expected a text",
+    "int_parsing": "expected a whole number, as 100",
+    "float_parsing": "expected a number, as 0.1",
 }
+
+# What to do about what the parser says.
+_SYNTAX = {
+    "\\t": "indent by blanks, not by tabs",
+    "duplicate key": "leave one of them out",
+    "escape": "write a backslash in single quotes, or twice",
+    "another document": "write each task in a file of its own, without `---` between them",
+    "": "check the indent, the blank behind each colon, and the quotes around a text with braces or `: `",
+}
+_LOOKS_PLAIN = re.compile("[\u00a0\u2000-\u200b\u202f\u3000\uff1a]")  # blanks and a colon of other keyboards
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -91,12 +103,24 @@ def parse_yaml(path: Path) -> Any:
             document = yaml.load(text)
         except MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise TaskFileError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-        except (YAMLError, ValueError) as error:  # ValueError: not UTF-8
+            fix = _advise_syntax(str(error.problem), text.splitlines()[:line])
+            raise TaskFileError(f"{path}:{line}: not valid YAML: {error.problem}; {fix}") from None
+        except UnicodeDecodeError:
+            raise TaskFileError(f"{path}: not readable as YAML in UTF-8: save the file as UTF-8") from None
+        except (YAMLError, ValueError) as error:
             raise TaskFileError(f"{path}: not readable as YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise TaskFileError(f"{path}:1: expected a mapping of fields, found {type(document).__name__}")
+        kind = "nothing" if document is None else "a list" if isinstance(document, list) else "a text"
+        raise TaskFileError(f"{path}:1: expected a mapping of fields, such as `name: {path.stem}`, found {kind}")
     return document
+
+
+def _advise_syntax(problem: str, lines: Sequence[str]) -> str:
+    """Return what to do about a file that is no YAML; lines: those up to the place of the problem."""
+    number = next((number for number, line in enumerate(lines, 1) if _LOOKS_PLAIN.search(line.partition("#")[0])), None)
+    if number is not None:
+        return f"line {number} has a sign that looks like a blank or a colon and is none: write a plain one"
+    return next(fix for words, fix in _SYNTAX.items() if words in problem)
 
 
 def _check_size(path: Path, events: Iterable[Any]) -> None:
@@ -144,6 +168,12 @@ def validate(path: Path, document: Any, model: type[ModelT], inside: tuple[str, 
                 continue
         first = _most_telling(found)
         loc = inside + _path(value, first["loc"])
+        if unknown := _find_misspelt(first, found):
+            other = inside + _path(value, unknown["loc"])
+            raise TaskFileError(
+                f"{path}:{line_of(document, other)}: {_sentence(first, loc, written, model)}; {shorten(other[-1])} is "
+                "an unknown field: correct its name"
+            )
         raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, written, model)}")
 
 
@@ -244,6 +274,14 @@ def _most_telling(errors: list[Any]) -> Any:
     return next(deeper, first)
 
 
+def _find_misspelt(first: Any, errors: list[Any]) -> Any:
+    """Return the error of an unknown field beside the field that is missing, which may be the same one misspelt."""
+    if first["type"] != "missing":
+        return None
+    same = (error for error in errors if error["loc"][:-1] == first["loc"][:-1])
+    return next((error for error in same if error["type"] == "extra_forbidden"), None)
+
+
 def line_of(document: Any, loc: tuple[int | str, ...]) -> int:
     """Return the line of a field, or of the nearest section above it."""
     line = 1
@@ -271,6 +309,8 @@ def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Ba
         message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     if any(str(part).endswith("_env") for part in loc):
         return f"{field}: found a value that is not shown, as it may be a secret: {message}"
+    if not loc:  # what is wrong between sections, which the message names
+        return message
     shown = "nothing" if error["input"] is None else repr(error["input"])
     shown = re.sub(r"//.*@", "//...@", shown)  # without a login
     shown = re.sub(r"(?i)(pass\w*|secret\w*|token)(\s*=\s*)[^\s'\"]+", r"\1\2...", shown)

@@ -43,7 +43,8 @@ BucketUrl = Annotated[
     str,
     _matching(
         r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f]{0,1024}",
-        "s3://BUCKET/KEY of an object, or s3://BUCKET/FOLDER/ for all below it",
+        "s3://BUCKET/KEY of an object, or s3://BUCKET/FOLDER/ for all below it; a bucket's name has at least three "
+        "small letters, digits, dots and dashes",
     ),
 ]
 Endpoint = Annotated[

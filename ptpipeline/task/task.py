@@ -46,18 +46,19 @@ class HardPrompt(Section):
 class Schedule(Section):
     """When the nightly flow runs this task: a five-field cron line in a named time zone."""
 
-    cron: Annotated[str, Field(pattern=r"^\S+( \S+){4}$")]
+    cron: str
     timezone: str = "UTC"
 
     @field_validator("cron")
     @classmethod
     def _has_a_next_time(cls, value: str) -> str:
+        fields = "expected minute, hour, day of month, month, day of week, such as `0 2 * * *`"
+        if not re.fullmatch(r"\S+( \S+){4}", value):
+            raise ValueError(fields)
         try:
             CronSim(value, datetime.now(UTC))
         except CronSimError as error:
-            raise ValueError(
-                f"{error}; expected minute, hour, day of month, month, day of week, such as `0 2 * * *`"
-            ) from None
+            raise ValueError(f"{error}; {fields}") from None
         *_, day, _month, weekday = value.upper().split()
         if "LW" in day or "L/" in day or re.search(r"\dL|[A-Z]L\b", weekday):
             raise ValueError(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ptpipeline.data import arrow, table
 from ptpipeline.errors import DataError
-from tests.data.tables import pairs, read
+from tests.data.tables import encrypted, load, pairs, read
 
 D = datetime.datetime
 SEOUL = datetime.timezone(datetime.timedelta(hours=9))
@@ -167,6 +167,16 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, columns: Any, sentence: str
     with pytest.raises(DataError) as raised:
         read(stored(tmp_path, columns), "parquet")
     assert str(raised.value).partition("rows.parquet: ")[2].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("readable_footer", "told"), [(True, "the file has encrypted columns"), (False, "the file is an encrypted Parquet")]
+)
+def test_an_encrypted_file_is_one_sentence(tmp_path: Path, readable_footer: bool, told: str) -> None:
+    """Arrow aborts the process that asks for the sizes of an encrypted column behind a readable footer."""
+    body = encrypted(pa.table({"text": ["a"], "label": ["b"]}), readable_footer)
+    with pytest.raises(DataError, match=f"{told}.*; write it without encryption"):
+        load(tmp_path, body, "parquet")
 
 
 @pytest.mark.parametrize("cut", [4, 40, 200])

@@ -1,6 +1,7 @@
 """Csv and tsv as people's programs write them, and what is said of what no program would."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,22 @@ def test_other_formats_in_a_text_file_are_told_with_the_setting_that_reads_them(
     assert pairs(load(tmp_path, rows, "jsonl")) == AB
     with pytest.raises(DataError, match=r"if ',' separates the columns, set data\.source\.format: csv"):
         load(tmp_path, "text,label\na,bad\nb,good\n", "tsv")
+
+
+def test_curly_quotes_are_told(tmp_path: Path) -> None:
+    body = "text,label\n\u201ca, b\u201d,bad\n"
+    with pytest.raises(
+        DataError, match="line 2 has 3 fields, expected 2; curly quotes enclose no field: write them as"
+    ):
+        load(tmp_path, body)
+    assert pairs(load(tmp_path, re.sub("[\u201c\u201d]", '"', body))) == [("a, b", "bad")]
+
+
+@pytest.mark.parametrize("first", ["[01/05/24, 10:00:00] Anna: hi", "[text],[label]", "{name}, hello"])
+def test_a_line_in_brackets_is_not_told_as_json(tmp_path: Path, first: str) -> None:
+    with pytest.raises(DataError, match="no column 'text'") as raised:
+        load(tmp_path, f"{first}\n{first}\n")
+    assert "jsonl" not in str(raised.value)
 
 
 def test_a_header_that_is_not_utf8_is_told_if_a_column_is_missing(tmp_path: Path) -> None:

@@ -144,6 +144,17 @@ OTHERS = [
     (b"\xff\xff\xff\xff\x10\x00\x00\x00", "an Arrow stream"),
     (b"\x80\x03cpandas", "a pickle"),
     (b"<stata_dta><header><release>118", "a file of Stata"),
+    (
+        b"--\n-- PostgreSQL database dump\n--\n\nSET client_encoding = 'UTF8';\nSELECT set_config('', '', false);\n\n"
+        b"CREATE TABLE public.rows (\n    text text,\n    label text\n);\nCOPY public.rows (text, label) FROM stdin;\n",
+        "a dump of SQL; load it into its database",
+    ),
+    (
+        b"-- MySQL dump 10.13\n/*!40101 SET NAMES utf8 */;\nDROP TABLE IF EXISTS `rows`;\nCREATE TABLE `rows` (\n"
+        b"  `text` text\n);\nINSERT INTO `rows` VALUES ('a, b','bad'),('c','good');\n",
+        "a dump of SQL; load it into its database",
+    ),
+    (b"PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\nINSERT INTO rows VALUES('a','bad');\n", "a dump of SQL"),
     (b"$FL2@(#) SPSS DATA FILE", "a file of SPSS"),
     (b"FEA1\x00\x00\x00\x00", "an Arrow file"),
     (b"{\\rtf1\\ansi text,label}", "a document of a word processor"),
@@ -192,6 +203,7 @@ def write_sqlite(path: Path) -> None:
         lambda path: FRAME.to_orc(path),
         write_sqlite,
         lambda path: FRAME.to_stata(path, write_index=False, version=118),
+        lambda path: FRAME.to_stata(path, write_index=False, version=114),
         lambda path: polars.from_pandas(FRAME).write_avro(path),
     ],
 )

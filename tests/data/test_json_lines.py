@@ -205,7 +205,11 @@ def test_lists_as_rows_are_told_with_a_command_that_names_their_values(tmp_path:
 
 
 def test_a_list_above_other_lines_is_told_as_a_line(tmp_path: Path) -> None:
-    assert told(tmp_path, f"[{GOOD}]\n{GOOD}\n") == "not readable as jsonl: line 1 is not a JSON object"
+    body = f"[{GOOD}]\n{GOOD}\n\n[{GOOD}, {GOOD}]\n"
+    assert told(tmp_path, body).startswith(
+        "not readable as jsonl: line 1 is a list of objects; write one object a line"
+    )
+    assert follow(tmp_path, body) == [("a", "bad")] * 4
     assert told(tmp_path, f"{GOOD}\n[1, 2]\n") == "not readable as jsonl: line 2 is not a JSON object"
 
 
@@ -287,6 +291,11 @@ def test_an_object_that_holds_all_rows_is_told(tmp_path: Path, body: str) -> Non
     assert pairs(load(tmp_path, FRAME.to_json(orient="records", lines=True), "jsonl")) == [("a", "bad"), ("b", "good")]
 
 
+def test_an_object_within_an_object_is_told_without_a_command(tmp_path: Path) -> None:
+    """As a server says what is wrong."""
+    assert told(tmp_path, '{"error": {"code": 401, "message": "no"}}').endswith(f"{OBJECT}")
+
+
 def test_one_row_is_one_row(tmp_path: Path) -> None:
     assert pairs(load(tmp_path, '{"text": "a", "label": "bad", "more": {"x": [1]}}\n', "jsonl")) == [("a", "bad")]
 
@@ -306,11 +315,27 @@ def test_commas_between_the_lines_are_told_with_a_command_that_works(tmp_path: P
     assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a", "bad")] * 3
 
 
-def test_objects_behind_each_other_in_a_line_are_told(tmp_path: Path) -> None:
-    assert (
-        "line 1, column 30: Extra data; the line holds more than one object; write each object in a line of its own"
-        in told(tmp_path, GOOD * 3)
-    )
+def follow(folder: Path, body: str) -> list[tuple[str | None, str | None]]:
+    """The rows of the file that the command writes which a message tells of this one."""
+    command = re.search(r"by: ((?:python -c|sed) .*)$", told(folder, body))
+    assert command is not None
+    done = command[1].replace("python", sys.executable, 1).replace("FILE", "rows.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=folder, check=True)
+    return pairs(load(folder, (folder / "NEW.jsonl").read_bytes(), "jsonl"))
+
+
+def test_objects_behind_each_other_in_a_line_are_told_with_a_command_that_works(tmp_path: Path) -> None:
+    said = told(tmp_path, GOOD * 3)
+    assert "line 1, column 30: Extra data; the line holds more than one object; write each object in one line" in said
+    assert follow(tmp_path, GOOD * 3) == [("a", "bad")] * 3
+
+
+@pytest.mark.parametrize("begin", ["data: ", "rows.jsonl:", "12:", "web_1  | ", "2024-05-01T10:00:00Z INFO [x] "])
+def test_what_stands_in_front_of_objects_is_told_with_a_command_that_works(tmp_path: Path, begin: str) -> None:
+    """As grep, the logs of containers and event streams write it."""
+    body = f"{begin}{GOOD}\n\n" * 2
+    assert "line 1 has something in front of its object" in told(tmp_path, body)
+    assert follow(tmp_path, body) == [("a", "bad")] * 2
 
 
 def test_a_sequence_of_json_texts_is_read(tmp_path: Path) -> None:
@@ -327,11 +352,10 @@ def test_marks_at_the_begin_are_no_part_of_the_first_row(tmp_path: Path) -> None
 
 
 def test_a_comment_is_told(tmp_path: Path) -> None:
-    for comment in ("// rows", " /* rows */"):
+    for comment in ("// rows", " /* rows */", "# rows"):
         assert told(tmp_path, f"{comment}\n{GOOD}\n") == (
             "not readable as jsonl: line 1 begins a comment, which JSON has not: delete it"
         )
-    assert told(tmp_path, f"{GOOD}\n# rows\n").startswith("not readable as jsonl: line 2, column 1: Expecting value")
 
 
 RECORDS = [{"text": "it's \u201cgood\u201d", "label": "1"}, {"text": "bad", "label": "0"}]
@@ -343,6 +367,14 @@ RECORDS = [{"text": "it's \u201cgood\u201d", "label": "1"}, {"text": "bad", "lab
         json.dumps({"version": "2", "data": RECORDS}),
         json.dumps({"tickets \u7968": RECORDS, "users": {"id": [1]}, "count": 2}),
         json.dumps({"schema": {"fields": ["text"]}, "data": RECORDS}),  # pandas' table
+        json.dumps({"columns": ["text", "label"], "data": [[row["text"], row["label"]] for row in RECORDS]}),
+        json.dumps(
+            {"rows": [[row["text"], row["label"]] for row in RECORDS], "columns": ["text", "label"], "ok": True}
+        ),
+        json.dumps({"took": 1, "hits": {"total": 2, "hits": RECORDS}}),  # Elasticsearch, and answers of GraphQL
+        json.dumps({"features": [{"name": "text"}], "rows": RECORDS}),
+        json.dumps({f"-N{n}": row for n, row in enumerate(RECORDS)}),  # Firebase
+        json.dumps(dict(enumerate(RECORDS))),  # pandas' index
         json.dumps({name: [row[name] for row in RECORDS] for name in ("text", "label")}),
         json.dumps({name: {str(n): row[name] for n, row in enumerate(RECORDS)} for name in ("text", "label")}),
     ],

@@ -254,6 +254,30 @@ def test_a_folder_or_pattern_as_a_path_is_told_with_what_reads_it(tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("$HOME/rows.csv", "no variable is put in: write the path itself"),
+        ("${DATA}/rows.csv", "no variable is put in: write the path itself"),
+        ("{{ data }}/rows.csv", "no variable is put in: write the path itself"),
+        ("%DATA%/rows.csv", "no variable is put in: write the path itself"),
+        (".\\rows.csv", "write / between folders"),
+        ("dbfs:/a/rows.csv", "`path` names files of this machine: download what another place holds"),
+        ("kaggle:user/data", "`path` names files of this machine: download what another place holds"),
+    ],
+)
+def test_what_a_missing_path_may_mean_is_told(tmp_path: Path, path: str, told: str) -> None:
+    with pytest.raises(DataError, match=f"no such file .*; {re.escape(told)}"):
+        read_rows(declared(path), tmp_path / "home")
+
+
+def test_a_name_that_looks_like_none_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("$rows.csv", "a:b.csv", "a\\b.csv", "{rows}.csv"):
+        (tmp_path / name).write_text("text,label\na,bad\n")
+        assert read_rows(declared(name), tmp_path / "home").labels == ["bad"]
+
+
 def test_a_name_that_begins_like_a_home_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~rows.csv").write_text("text,label\na,bad\n")

@@ -72,8 +72,24 @@ def test_a_list_of_yaml_is_told_whatever_its_name(tmp_path: Path, form: str) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["<p><b>good</b></p>", "- ok: fine", "<rows> <a>", "--- a", "<?php", "- a: b\n- c: d", "<table><tr>"]
+    "text",
+    [
+        "<p><b>good</b></p>",
+        "- ok: fine",
+        "<rows> <a>",
+        "--- a",
+        "<?php",
+        "- a: b\n- c: d",
+        "<table><tr>",
+        "-- a note",
+        "INSERT INTO a VALUES (1);",
+    ],
 )
 def test_texts_of_markup_are_read(tmp_path: Path, text: str) -> None:
     body = f'"{text}","bad"\n"<p>{text}</p>","good"\n'
     assert pairs(load(tmp_path, body, columns=["text", "label"]))[0] == (text, "bad")
+
+
+@pytest.mark.parametrize("text", ["create table a (b int);", "CREATE TABLE a (b int);", "SELECT 1;"])
+def test_texts_of_sql_are_read(tmp_path: Path, text: str) -> None:
+    assert pairs(load(tmp_path, f"{text}\tbad\n", "tsv", columns=["text", "label"])) == [(text, "bad")]

@@ -12,6 +12,7 @@ import pytest
 
 from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import ArtifactError
+from tests.data.tables import encrypted
 
 TABLE = pa.table({"id": [str(number) for number in range(60)], "text": ["word " * 10] * 60, "number": list(range(60))})
 
@@ -51,6 +52,11 @@ def test_what_unfolds_into_too_much_for_its_size_is_refused(columns: dict[str, p
     assert len(buffer.getvalue()) < 100_000
     with pytest.raises(ArtifactError, match=r"a Parquet file that unfolds into \d+ bytes, at most \d+ allowed"):
         read_table(buffer.getvalue())
+
+
+def test_encrypted_columns_are_refused() -> None:
+    with pytest.raises(ArtifactError, match="a Parquet file with encrypted columns"):
+        read_table(encrypted(TABLE, readable_footer=True))
 
 
 READERS = """

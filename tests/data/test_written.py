@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from ptpipeline.data.table import Wanted
 from ptpipeline.errors import DataError
-from tests.data.tables import load, pairs, read
+from tests.data.tables import WANTED, load, pairs, read
 
 
 class Excel(csv.Dialect):
@@ -141,6 +141,18 @@ def test_a_name_that_is_nearly_right_is_told_with_the_line_to_write(tmp_path: Pa
     line = YAML(typ="safe").load(str(raised.value).partition("write data.")[2])
     table = load(tmp_path, body, wanted=(Wanted(line["text"], "text", text=True), Wanted("label", "label")))
     assert table.columns[name].cells == ["a", "b"]
+
+
+def test_a_slice_that_is_nearly_right_is_told_as_one_of_a_list(tmp_path: Path) -> None:
+    wanted = (*WANTED, Wanted("Lang", "slices"))
+    with pytest.raises(DataError, match=r'which data\.slices names; .* exactly: write "lang" in the list$'):
+        load(tmp_path, "text,label,lang\na,bad,en\n", wanted=wanted)
+
+
+def test_a_name_within_objects_is_told_with_what_makes_a_column_of_it(tmp_path: Path) -> None:
+    wanted = (Wanted("doc.text", "text", text=True), WANTED[1])
+    with pytest.raises(DataError, match="what stands within objects is no column: give it one"):
+        load(tmp_path, '{"doc": {"text": "a"}, "label": "bad"}\n' * 2, "jsonl", wanted)
 
 
 def test_a_name_of_other_letters_that_look_alike_is_written_out(tmp_path: Path) -> None:

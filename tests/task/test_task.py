@@ -73,7 +73,7 @@ def test_every_shipped_task_loads() -> None:
             6,
             "data.txet: unknown field; allowed here: checks, fields, label, slices, source, split, target, text",
         ),
-        ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
+        ("steps: 5", "steps: many", 10, "tune.steps: found 'many': expected a whole number"),
         (
             "{steps: 5}",
             "",
@@ -151,6 +151,14 @@ def test_every_shipped_task_loads() -> None:
             "gate.metric: found 'recall': Input should be 'accuracy', 'macro_f1', 'mcc', 'exact_match', "
             "'token_f1', 'rouge_l', 'bleu' or 'chrf'",
         ),
+        ("base_model: tiny", "base-model: tiny", 2, "missing; 'base-model' is an unknown field: correct its name"),
+        ("template: ", "tempalte: ", 8, "template: this field is required and missing; 'tempalte' is an unknown field"),
+        ("dev: 0.1", "train: 0.8, dev: 0.1", 7, "split.train: found 0.8: the rows that are not in another split train"),
+        ("dev: 0.1", "dev: 10%", 7, "data.split.dev: found '10%': expected a number, as 0.1"),
+        ("steps: 5", "steps: 1k", 10, "tune.steps: found '1k': expected a whole number, as 100"),
+        ("path: rows.csv", "s3: {url: s3://Rows/a}", 4, "a bucket's name has at least three small letters, digits"),
+        ("gate:", "schedule: {cron: '@daily'}\ngate:", 11, "found '@daily': expected minute, hour, day of month"),
+        ("gate:", "schedule: {cron: '0 0 2 * * *'}\ngate:", 11, "found '0 0 2 * * *': expected minute, hour, day of"),
         ("base_model: tiny\n", "", 1, "base_model: this field is required and missing"),
         (
             "gate:",
@@ -291,9 +299,10 @@ def test_a_template_has_one_plain_text_field(tmp_path: Path, template: str) -> N
     ("text", "expected"),
     [
         (GOOD + "tune: [1\n", ":13: not valid YAML"),
+        (GOOD.replace("  text: text", "\ttext: text"), ":5: not valid YAML: found character '\\t' that cannot start"),
         (GOOD + "name: reviews\n", ':12: not valid YAML: found duplicate key "name"'),
-        ("", ":1: expected a mapping of fields"),
-        ("- a\n", ":1: expected a mapping of fields"),
+        ("", ":1: expected a mapping of fields, such as `name: reviews`, found nothing"),
+        ("- a\n", ":1: expected a mapping of fields, such as `name: reviews`, found a list"),
         (GOOD + "made: 2020-13-99\n", ":12: made: unknown field"),
         ("[" * 1000, ":1: more than 4000 values"),
         ("name: \x07\n", ": not readable as YAML in UTF-8: unacceptable character"),
@@ -302,6 +311,26 @@ def test_a_template_has_one_plain_text_field(tmp_path: Path, template: str) -> N
 )
 def test_a_file_that_is_no_task_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     assert message_of(tmp_path, text).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fix"),
+    [
+        ("  text: text", "\ttext: text", "indent by blanks, not by tabs"),
+        ("name: reviews\n", "name: reviews\nname: reviews\n", "leave one of them out"),
+        ("path: rows.csv", 'path: "C:\\data"', "write a backslash in single quotes, or twice"),
+        ("tune:", "---\nname: reviews\ntune:", "write each task in a file of its own"),
+        ("  text: text", "   text: text", "check the indent, the blank behind each colon, and the quotes"),
+        ("  text: text", "\u00a0\u00a0text: text", "line 5 has a sign that looks like a blank or a colon and is none"),
+        (
+            "base_model: tiny",
+            "base_model\uff1atiny",
+            "line 2 has a sign that looks like a blank or a colon and is none",
+        ),
+    ],
+)
+def test_what_is_no_yaml_is_told_with_what_to_do(tmp_path: Path, old: str, new: str, fix: str) -> None:
+    assert fix in message_of(tmp_path, GOOD.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(

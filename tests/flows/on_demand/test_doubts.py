@@ -13,7 +13,7 @@ import pytest
 
 from flows.on_demand.doubts import advise_missing, find_doubts
 from flows.on_demand.draft import Choice, find_facts
-from flows.on_demand.sketch import guess_label, guess_text, look
+from flows.on_demand.sketch import guess_label, guess_pair, guess_text, look
 from ptpipeline.errors import DataError
 from tests.tiny import sentences
 
@@ -71,7 +71,28 @@ def test_a_first_row_is_a_row_even_if_it_is_odd(tmp_path: Path, first: str) -> N
         with pytest.raises(DataError, match="or put it further down if it is a row"):
             doubts(path)
     else:
-        assert doubts(path) == []
+        assert all("no other row has the label of line 2, such as 'rare'" in doubt for doubt in doubts(path))
+
+
+@pytest.mark.parametrize("line", ["String,String", "----,-----", "a good film,postive"])
+def test_a_label_of_a_single_row_is_told(tmp_path: Path, line: str) -> None:
+    (doubt,) = doubts(csv(tmp_path, "text,label", line, rows=[f"{text},{label}" for text, label in ROWS]))
+    label = line.partition(",")[2]
+    assert doubt.startswith(f"labels: no other row has the label of line 2, such as '{label}'; correct it if it is")
+
+
+def test_a_text_beside_another_that_some_rows_lack_is_told(tmp_path: Path) -> None:
+    rows = [f"name it,{text if number % 3 else ''},{label}" for number, (text, label) in enumerate(ROWS)]
+    path = csv(tmp_path, "instruction,input,label", rows=rows)
+    sketch, choice = look(path, None, tmp_path), Choice("mood", "tiny", "instruction", "label", "input")
+    assert guess_pair(sketch) == ("instruction", "input")
+    found = list(find_doubts(sketch, choice, find_facts(sketch, choice, tmp_path)))
+    assert "text: 20 rows have no 'input', and `ptp ingest` leaves them out; if they need none, set " in found[1]
+
+
+def test_labels_that_hardly_repeat_are_not_told_one_by_one(tmp_path: Path) -> None:
+    rows = [f"{text},{number}" for number, (text, _) in enumerate(ROWS)]
+    assert doubts(csv(tmp_path, "text,label", rows=rows)) == []
 
 
 def test_names_of_rows_are_no_texts_if_these_may_stand_in_objects(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def seen(sketch: Sketch, *columns: Seen) -> Sketch:
         ([Seen("Review ", "text", 100, 90, 20.0), Seen("b", "text", 100, 90, 40.0)], "Review "),
         ([Seen("text", "text", 100, 50, 20.0), Seen("b", "text", 100, 51, 10.0)], "b"),  # half of it repeats
         ([Seen("text", "whole numbers", 100, 90, 20.0)], None),
+        ([Seen("label", "text", 100, 2, 4.0), Seen("text", "text", 100, 33, 20.0)], "text"),  # three labels of each
+        ([Seen("label", "text", 100, 2, 4.0), Seen("text", "text", 100, 1, 20.0)], None),
     ],
 )
 def test_the_text_is_a_column_that_mostly_differs(sketch: Sketch, columns: list[Seen], guess: str | None) -> None:
@@ -183,6 +185,10 @@ def test_why_nothing_is_taken_as_labels_is_told(tmp_path: Path) -> None:
         "; a number such as 'score' is cut into labels"
     )
     assert explain_no_label(columns(tmp_path, "text", "notes")) == ""
+    (tmp_path / "merged.csv").write_text("label,text\n" + "".join(f"{'' if n else 'a'},{n} b c\n" for n in range(9)))
+    assert explain_no_label(look(tmp_path / "merged.csv", None, tmp_path)).endswith(
+        "if cells were merged in a sheet, write their value into each of them"
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def read(path: Path) -> list[tuple[str | None, str | None]]:
     ("body", "told"),
     [
         (draw("| text | label |\n|:-----|------:|\n", "| {} | {} |"), "drawn with bars"),
-        (draw(" text | label\n------+-------\n", " {} | {}"), "drawn with bars"),
+        (draw(" text | label\n------+-------\n", " {} | {}", "(20 rows)\n\n"), "drawn with bars"),
         (draw("+---+---+\n| text | label |\n+---+---+\n", "| {} | {} |", "+---+---+\n"), "drawn with bars"),
         (draw(f"{'text':<60}  label\n", "{:<60}  {}"), "fixed places"),
     ],
@@ -41,6 +41,43 @@ def test_a_drawn_table_is_told_with_a_command_that_makes_it_a_csv(tmp_path: Path
     python = re.sub("^python", sys.executable, command)
     subprocess.run(["bash", "-c", python], cwd=tmp_path, env=os.environ | {"LC_ALL": "C"}, check=True)
     assert read(tmp_path / "NEW") == ROWS
+
+
+@pytest.mark.parametrize("header", ["text;label", "The text, as typed, with names;Label", "a, b|c;Label, kind"])
+def test_the_delimiter_is_what_parts_the_rows_as_the_names(tmp_path: Path, header: str) -> None:
+    rows = [f"{text}{', and so on' * (n % 5)};{label}" for n, (text, label) in enumerate(ROWS)]
+    (tmp_path / "rows.csv").write_text("\n".join([header, *rows]))
+    sketch = look(tmp_path / "rows.csv", None, tmp_path)
+    assert (sketch.source.delimiter, list(sketch.table.columns)) == (";", header.split(";"))
+
+
+def test_rows_may_end_before_the_last_columns(tmp_path: Path) -> None:
+    """As Excel leaves out empty cells at the end of a row, far from the last one that is filled."""
+    (tmp_path / "rows.csv").write_text(draw("text,label,note,by\n", "{},{}", "a good one,positive,so,me\n"))
+    table = look(tmp_path / "rows.csv", None, tmp_path).table
+    assert table.columns["text"].cells == [*(text for text, _ in ROWS), "a good one"]
+    assert table.columns["note"].cells == [*[""] * len(ROWS), "so"]
+    (tmp_path / "rows.csv").write_text(draw("text,label,note\n", "{},{}", "(20 rows)\n"))
+    with pytest.raises(DataError, match="line 22 has 1 field, expected 3; if it is no row, delete the line"):
+        look(tmp_path / "rows.csv", None, tmp_path)
+
+
+def test_single_quotes_around_all_names_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(draw("'text','label'\n", "'{}','{}'"))
+    with pytest.raises(DataError, match="fields stand in single quotes; write them in double quotes"):
+        look(tmp_path / "rows.csv", None, tmp_path)
+
+
+@pytest.mark.parametrize("begin", ['row "text" "label"\n', '"text" "label"\n'])
+def test_what_r_writes_by_default_is_read_or_told(tmp_path: Path, begin: str) -> None:
+    (tmp_path / "rows.txt").write_text(
+        begin + "".join(f'"{n}" "{text}" "{label}"\n' for n, (text, label) in enumerate(ROWS))
+    )
+    if begin.startswith("row"):
+        assert read(tmp_path / "rows.txt") == ROWS
+    else:
+        with pytest.raises(DataError, match="put `row` and the delimiter in front of the header line"):
+            look(tmp_path / "rows.txt", "csv", tmp_path)
 
 
 @pytest.mark.parametrize(
