@@ -302,6 +302,14 @@ def test_a_rung_is_decided_once(base: CausalBase) -> None:
     assert drop_hopeless(members) == [members[1]]
 
 
+def test_who_waits_for_a_place_behind_a_rung_is_not_compared_with_who_has_trained_to_the_end(base: CausalBase) -> None:
+    members = trials(base, [Rung(4, 1)], [0.8, 0.8, 0.7], 4)
+    assert drop_hopeless(members) == [members[2]]
+    members[0].step, members[0].best_dev = 20, 0.9  # it had the only place
+    assert drop_hopeless(members) == []
+    assert fill_places(members, 3) == [members[1]]
+
+
 def test_tasks_and_plain_jobs_are_no_rivals(base: CausalBase) -> None:
     members = trials(base, [Rung(4, 1)], [0.5], 4)
     other = Member.of(job(base, "other")._replace(rungs=(Rung(4, 1),)))
