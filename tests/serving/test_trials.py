@@ -269,6 +269,27 @@ def test_a_tally_says_whether_versions_differ() -> None:
     assert (is_different(few), is_different(many)) == (False, True)
 
 
+def test_the_first_answers_that_all_speak_for_one_version_show_it_with_the_seventh() -> None:
+    """The evidence is 14.4 times that of equal versions after six, 26.8 times after seven; twenty times are needed."""
+    assert [is_different(Tally(*PLACE, 1, 2, first=count)) for count in (6, 7)] == [False, True]
+
+
+def test_the_first_feedback_on_a_canary_is_told() -> None:
+    told = describe_canary(CanaryTally(*PLACE, 1, 2, canary_judged=1, canary_right=1))
+    assert "1 of 1 of canary 2 were right, 0 of 0 of version 1" in told
+
+
+def test_tallies_that_cannot_be_written_are_told_and_counted_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trials = Trials(tmp_path / "home", "file:///x")
+    (tmp_path / "home").touch()  # no folder
+    tell(trials, 2, True)
+    trials.keep([PLACE])
+    assert "a restart would begin the comparisons again" in caplog.text
+    assert [tally.canary_judged for tally in trials.list_canaries()] == [1]
+
+
 @pytest.mark.parametrize(("first", "second", "better"), [(30, 5, 1), (5, 30, 2)])
 def test_the_version_that_was_right_alone_more_often_is_named(first: int, second: int, better: int) -> None:
     told = describe_shadow(Tally(*PLACE, 1, 2, asked=90, judged=90, first=first, second=second))

@@ -119,11 +119,11 @@ def test_who_was_told_a_port_that_moved_is_started_anew(sleeping: Sleeping, port
 # ---------------------------------------------------------------- starting
 
 
-def test_a_start_that_fails_leaves_nothing_that_runs_and_no_record(
+def test_a_start_that_fails_is_tried_once_and_leaves_nothing_that_runs_and_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def define(name: str, config: StackConfig) -> Server:
-        command = ["sleep", "60"] if name == "storage" else ["sh", "-c", "exit 1"]
+        command = ["sleep", "60"] if name == "storage" else ["sh", "-c", f"echo {name} >> {tmp_path}/tried; exit 1"]
         environment = {"PATH": os.environ["PATH"], MARK: config.mark(name)}
         return Server(name, command, environment, lambda _: name == "storage")
 
@@ -132,6 +132,7 @@ def test_a_start_that_fails_leaves_nothing_that_runs_and_no_record(
     with pytest.raises(StackError, match="prefect died while starting"):
         stack.up(tmp_path, Ports(storage=storage, mlflow=mlflow, prefect=prefect))
     assert (find_marked(mark_prefix(tmp_path)), read(tmp_path)) == ([], None)
+    assert sorted((tmp_path / "tried").read_text().split()) == ["mlflow", "prefect"]  # no worker without a server
 
 
 @pytest.mark.parametrize(
@@ -229,6 +230,9 @@ def test_the_record_is_private_and_goes_with_what_made_it(tmp_path: Path) -> Non
 def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     path = tmp_path / "stack.json"
     path.write_text("{}")
+    with pytest.raises(StackError, match=r"not a stack record .* remove it and run `ptp up`"):
+        read(tmp_path)
+    path.write_bytes(b"\xff")
     with pytest.raises(StackError, match=r"not a stack record .* remove it and run `ptp up`"):
         read(tmp_path)
     path.unlink()
