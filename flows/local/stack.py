@@ -129,7 +129,7 @@ def read(home: Path) -> Stack | None:
         return None
     except OSError as error:
         raise StackError(f"{path}: cannot be read ({error.strerror}); set PTP_HOME to a folder of your own") from None
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
         raise StackError(
             f"{path}: not a stack record ({str(error).splitlines()[0]}); remove it and run `ptp up`"
         ) from None

@@ -45,6 +45,13 @@ def test_without_a_container_the_machine_bounds_it(
     assert count_free_bytes(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
 
 
+def test_a_limit_that_cannot_be_read_bounds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").mkdir()
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert count_total_bytes(CPU) == psutil.virtual_memory().total
+    assert 0 < count_free_bytes(CPU) <= psutil.virtual_memory().total
+
+
 def test_a_container_larger_than_the_machine_bounds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, str(2**60)))
     assert count_free_bytes(CPU) <= psutil.virtual_memory().total

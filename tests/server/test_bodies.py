@@ -113,6 +113,13 @@ def test_an_option_of_a_chat_is_taken_at_its_default_and_else_refused_by_name(na
     assert explain([{**error, "loc": ("body", *error["loc"])} for error in refused.value.errors()]).startswith(name)
 
 
+def test_of_several_faults_the_outermost_is_told() -> None:
+    with pytest.raises(ValidationError) as refused:
+        chat({"role": "nobody", "content": "x"}, model=7)
+    told = explain([{**error, "loc": ("body", *error["loc"])} for error in refused.value.errors()])
+    assert told.startswith("model: ")
+
+
 @pytest.mark.parametrize(
     "messages",
     [[USER, USER], [USER, {"role": "assistant", "content": "x"}, USER], [{"role": "system", "content": "x"}]],

@@ -135,7 +135,11 @@ def test_the_whole_text_of_a_canary_is_judged(tmp_path: Path) -> None:
 class Telling:
     """Generates the text that it is given, in two pieces, whoever is asked."""
 
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
     async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
+        self.asked.append(digest)
         yield Piece(fields["text"], 1, 1)
         yield Piece(" too", 2, 1, "stop")
 
@@ -158,6 +162,7 @@ def test_each_of_several_texts_is_compared_with_its_own_when_all_are_whole(tmp_p
 
     asyncio.run(ask())
     assert trials.list() == [Tally(WRITER, "production", 9, 1, 2, asked=2)]
+    assert telling.asked == ["", "", *[shadow.digest] * 2]
 
 
 def test_a_generated_text_is_compared_if_chance_had_no_part_in_it(tmp_path: Path) -> None:

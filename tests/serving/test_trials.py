@@ -196,6 +196,15 @@ def test_the_answers_of_a_canary_are_judged_beside_those_of_the_version_that_it_
     assert (trials.list_canaries(), trials.list()) == ([tally], [])
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_two_answers_of_one_version_make_no_pair(tmp_path: Path, number: int) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    for right in (True, False, True):
+        tell(trials, number, right)
+    [tally] = trials.list_canaries()
+    assert (tally.first, tally.second, tally.judged + tally.canary_judged) == (0, 0, 3)
+
+
 def test_an_answer_waits_for_one_of_the_other_version_over_a_report(tmp_path: Path) -> None:
     trials = Trials(tmp_path, "file:///x")
     tell(trials, 1, True)
