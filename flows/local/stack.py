@@ -238,7 +238,7 @@ def _stop_all(processes: list[Process]) -> None:
 def _stop_dependents(running: dict[str, Process], before: dict[str, int], ports: dict[str, int]) -> None:
     """Stop the servers whose environment holds a port that moved, and take them out of `running`."""
     for name, base in DEPENDS_ON.items():
-        if name in running and base not in running and before[base] != ports[base]:
+        if name in running and before[base] != ports[base]:
             stop(running.pop(name))
 
 
