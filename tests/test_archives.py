@@ -208,6 +208,12 @@ def test_a_harmful_archive_costs_little(make: Callable[[Path], tuple[Path, str]]
     assert int(taken) <= 128 * 2**20
 
 
+def test_an_xz_stream_that_asks_for_too_much_memory_is_refused_before_a_file_is_looked_for(tmp_path: Path) -> None:
+    path, member = xz_that_needs_four_gibibytes(tmp_path)
+    with pytest.raises(DataError, match="the archive is damaged"):
+        read(path, member)
+
+
 def test_as_many_files_as_large_packages_have_are_read(tmp_path: Path) -> None:
     path = zipped(
         tmp_path / "large.zip", {f"folder/{number}.csv": b"" for number in range(MAX_ENTRIES // 2)} | {"a": b"text"}

@@ -169,6 +169,7 @@ def test_rows_are_packed_by_tokens_whichever_member_they_belong_to(base: CausalB
         ([512, 512, 512], [[0, 1], [2]]),
         ([16] * 64, [list(range(64))]),
         ([100, 341, 341, 342, 1], [[0, 1, 2], [3, 4]]),
+        ([1, 600, 400], [[0], [1], [2]]),
     ],
 )
 def test_places_are_bound_by_padded_tokens(lengths: list[int], expected: list[list[int]]) -> None:
