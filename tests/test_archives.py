@@ -16,7 +16,19 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ptpipeline.archives import FREE, MAX_DEPTH, MAX_ENTRIES, NoMember, _Allowance, read_member, unfold
+from ptpipeline import archives
+from ptpipeline.archives import (
+    FREE,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    MAX_PIECE,
+    NoMember,
+    _Allowance,
+    _check_count,
+    _Pieces,
+    read_member,
+    unfold,
+)
 from ptpipeline.errors import DataError
 
 GIB = 2**30
@@ -196,6 +208,12 @@ def test_a_harmful_archive_costs_little(make: Callable[[Path], tuple[Path, str]]
     assert int(taken) <= 128 * 2**20
 
 
+def test_an_xz_stream_that_asks_for_too_much_memory_is_refused_before_a_file_is_looked_for(tmp_path: Path) -> None:
+    path, member = xz_that_needs_four_gibibytes(tmp_path)
+    with pytest.raises(DataError, match="the archive is damaged"):
+        read(path, member)
+
+
 def test_as_many_files_as_large_packages_have_are_read(tmp_path: Path) -> None:
     path = zipped(
         tmp_path / "large.zip", {f"folder/{number}.csv": b"" for number in range(MAX_ENTRIES // 2)} | {"a": b"text"}
@@ -244,6 +262,75 @@ def test_as_many_bytes_as_are_allowed_may_be_unpacked_and_no_more(tmp_path: Path
         allowance.check(1)
 
 
+def test_no_ratio_lets_an_archive_unpack_to_more_than_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "MAX_UNPACKED", FREE + 1)
+    with (tmp_path / "a.zip").open("wb") as file:
+        file.truncate(FREE)
+    assert _Allowance(tmp_path / "a.zip").most == FREE + 1
+
+
+def test_as_many_files_as_are_allowed_may_be_listed_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").touch()
+    allowance = _Allowance(tmp_path / "a.zip")
+    _check_count(MAX_ENTRIES, allowance)
+    with pytest.raises(DataError, match=f"lists more than {MAX_ENTRIES} files"):
+        _check_count(MAX_ENTRIES + 1, allowance)
+
+
+def test_no_piece_that_is_longer_than_allowed_is_read_at_once() -> None:
+    pieces = _Pieces(io.BytesIO(bytes(MAX_PIECE + 1)), "a.zip")
+    assert len(pieces.read(MAX_PIECE)) == MAX_PIECE
+    with pytest.raises(DataError, match=rf"a\.zip: has an index or a header of {MAX_PIECE + 1} bytes"):
+        pieces.read(MAX_PIECE + 1)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_member_that_states_too_large_a_size_is_refused_before_a_byte_of_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(archives, "FREE", 4 * 2**20)
+    body, path, taken = bytes(5 * 2**19), tmp_path / f"x.{kind}", list[bytes]()
+    if kind == "zip":
+        zipped(path, {"a": body + body})
+    else:  # the tar alone fits, and what is in it does not fit beside it
+        with tarfile.open(path, "w:gz") as archive:
+            info = tarfile.TarInfo("a")
+            info.size = len(body)
+            archive.addfile(info, io.BytesIO(body))
+    with pytest.raises(DataError, match="unpacks to more than 4194304 bytes"):
+        read_member(path, "a", taken.append)
+    assert taken == []
+
+
+def test_a_name_that_stands_for_two_files_names_none(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a", b"one")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a", b"other")
+    with pytest.raises(NoMember):
+        read(tmp_path / "x.zip", "a")
+
+
+def test_a_file_with_gaps_is_no_member(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a")
+    info.type = tarfile.GNUTYPE_SPARSE
+    (tmp_path / "sparse.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(NoMember):
+        read(tmp_path / "sparse.tar", "a")
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_tar_whose_compression_is_cut_off_behind_the_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, f"w:{kind}") as archive:  # type: ignore[call-overload]
+        archive.addfile(tarfile.TarInfo("a"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="the archive is damaged"):
+        read(path, "a")
+
+
 def read(path: Path, member: str) -> bytes:
     blocks: list[bytes] = []
     read_member(path, member, blocks.append)
@@ -265,6 +352,7 @@ def test_several_parts_behind_each_other_are_one_file(tmp_path: Path, kind: str)
         file.write(b"a,b\n")
     path.write_bytes(2 * path.read_bytes())
     assert unfolded(path, tmp_path) == b"a,b\na,b\n"
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd"])

@@ -242,6 +242,13 @@ def test_an_absent_index_is_unavailable(tmp_path: Path, monkeypatch: pytest.Monk
     assert "secret" not in str(raised.value)
 
 
+def test_what_pip_said_last_is_told_without_credentials() -> None:
+    said = "WARNING: a\nERROR: first\nERROR: second of https://user:secret@example.org/demo and no more\n\n"
+    assert packages._last_error(said) == "second of https://example.org/demo and no more"
+    assert packages._last_error("a word\nthe last\n") == "the last"
+    assert packages._last_error("\n") == "no message"
+
+
 # ---------------------------------------------------------------- another archive under the same name
 
 

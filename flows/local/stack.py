@@ -129,7 +129,7 @@ def read(home: Path) -> Stack | None:
         return None
     except OSError as error:
         raise StackError(f"{path}: cannot be read ({error.strerror}); set PTP_HOME to a folder of your own") from None
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
         raise StackError(
             f"{path}: not a stack record ({str(error).splitlines()[0]}); remove it and run `ptp up`"
         ) from None
@@ -238,7 +238,7 @@ def _stop_all(processes: list[Process]) -> None:
 def _stop_dependents(running: dict[str, Process], before: dict[str, int], ports: dict[str, int]) -> None:
     """Stop the servers whose environment holds a port that moved, and take them out of `running`."""
     for name, base in DEPENDS_ON.items():
-        if name in running and base not in running and before[base] != ports[base]:
+        if name in running and before[base] != ports[base]:
             stop(running.pop(name))
 
 

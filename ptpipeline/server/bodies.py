@@ -251,4 +251,4 @@ def explain(errors: list[dict[str, Any]]) -> str:
     words = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         words = "not supported here; leave it out"
-    return f"{place}: {words}" if place and first["type"] != "value_error" else words
+    return f"{place}: {words}" if place else words

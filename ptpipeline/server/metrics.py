@@ -72,7 +72,7 @@ class Metrics:
     def figures(self, digest: str) -> Figures:
         """Return what a version did."""
         known = self._versions.get(digest)
-        if known is None or not known.recent:
+        if known is None:
             return Figures(0, 0, 0.0, 0.0)
         ordered = sorted(known.recent)
         return Figures(known.answers, known.errors, ordered[len(ordered) // 2] * 1000, ordered[-1] * 1000)

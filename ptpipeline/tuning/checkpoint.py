@@ -77,7 +77,7 @@ class Checkpoint:
         """
         try:
             self._put(seal(self._secret, self.key, pack(members, clock)))
-        except (PreconditionFailed, NotFound):
+        except PreconditionFailed:
             log.info("another process wrote %s at the same time; this one tries again at the next interval", self.key)
         except Overtaken:
             raise

@@ -53,8 +53,8 @@ def drop_hopeless(members: Sequence[Member]) -> list[Member]:
         if rung is None or not member.active or _waits(member, members):
             continue
         rivals = _list_rivals(member, members)
-        if any(rival.active and rival.step > member.step for rival in rivals):
-            continue  # decided before, and some of those that go on have trained since
+        if any(rival.step > member.step for rival in rivals):
+            continue  # decided before, and some of those that go on have trained since, perhaps to their end
         standing = sorted((rival.best_dev for rival in rivals if rival.error is None), reverse=True)
         least = standing[: rung.keep][-1]
         if member.best_dev < least:

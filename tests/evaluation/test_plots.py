@@ -196,7 +196,7 @@ def test_each_comparison_has_one_interval_and_only_its_own_margin() -> None:
 
 @pytest.mark.parametrize(
     ("difference", "margin", "doubtful"),
-    [(0.05, 0.0, False), (0.01, 0.0, True), (-0.01, 0.04, False), (-0.03, 0.04, True)],
+    [(0.05, 0.0, False), (0.01, 0.0, True), (0.02, 0.0, True), (-0.01, 0.04, False), (-0.03, 0.04, True)],
 )
 def test_an_interval_that_does_not_exclude_harm_is_marked(difference: float, margin: float, doubtful: bool) -> None:
     axes = plots.draw_differences(judged(comparison=pair(difference, margin), baselines={})).axes[0]
@@ -211,6 +211,7 @@ def test_harmed_slices_are_hatched_and_stand_first() -> None:
     axes = plots.draw_slices(judged(slices=parts), 0.05).axes[0]
     assert [(bar.get_width(), bar.get_hatch()) for bar in axes.patches] == [(-0.2, "///"), (-0.1, "///"), (0.1, None)]
     assert [name.get_text() for name in axes.get_yticklabels()] == ["harmed (9)", "border (9)", "fine (9)"]
+    assert axes.yaxis_inverted()
 
 
 def test_of_very_many_slices_the_likeliest_harm_is_shown() -> None:
@@ -239,10 +240,67 @@ def test_few_labels_show_their_counts() -> None:
 
 
 def test_of_very_many_labels_the_most_confused_are_shown() -> None:
-    report = measured([f"label {i:03}" for i in range(200)][::-1], wrong=30)
+    labels = [f"label {i:03}" for i in range(200)]
+    report = measured(labels[::-1], wrong=30)
     assert not isinstance(report.prompt, TextScores)
     figure = plots.draw_confusion(report.prompt, report)
     names = [name.get_text() for name in figure.axes[0].get_yticklabels()]
     assert len(names) == plots.MAX_LABELS
     assert names[:30] == [f"label {199 - i:03}" for i in range(30)]
     assert max(figure.get_size_inches()) < 20
+
+
+def test_labels_with_the_most_wrong_rows_are_shown_in_the_tasks_order_wherever_they_stand() -> None:
+    labels = [f"label {i:03}" for i in range(60)]
+    truth = [label for label in labels for _ in range(3)]
+    answers = [*truth[:60], *("label 000" for _ in truth[60:])]
+    scores = score_labels(truth, answers, labels)
+    figure = plots.draw_confusion(scores, measured(LABELS))
+    assert [name.get_text() for name in figure.axes[0].get_yticklabels()] == labels[20:]
+
+
+def test_a_label_without_rows_has_a_share_of_zero_everywhere() -> None:
+    scores = score_labels(["bad", "bad"], ["bad", "good"], LABELS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        axes = plots.draw_confusion(scores, measured(LABELS)).axes[0]
+    np.testing.assert_allclose(axes.get_images()[0].get_array(), [[0.5, 0.5, 0], [0, 0, 0], [0, 0, 0]])
+
+
+# ---------------------------------------------------------------- the training
+
+
+def points(*dev: float | None, norms: bool = True) -> TunedPrompt:
+    """A training of a point each 5 steps, whose losses fall from 3, and whose second token is ten times the first."""
+    curve = [
+        CurvePoint(
+            step=5 * place,
+            loss=4.0 - place,
+            learning_rate=0.1,
+            dev=value,
+            token_norms=[place, 10 * place] if norms else [],
+            token_gradients=[0.1, 0.0] if norms else [],
+        )
+        for place, value in enumerate(dev, 1)
+    ]
+    return tuned(curve=curve, best_step=15, best_dev=0.7)
+
+
+def test_a_learning_curve_has_each_loss_each_evaluation_and_the_kept_checkpoint() -> None:
+    left, right = plots.draw_learning_curve(points(0.0, None, 0.7), "macro_f1").axes
+    drawn = [np.asarray(line.get_xydata()).tolist() for axes in (left, right) for line in axes.get_lines()]
+    assert drawn == [[[5, 3], [10, 2], [15, 1]], [[5, 0], [15, 0.7]], [[15, 0.7]]]
+    assert right.get_ylabel() == "dev macro F1"
+
+
+def test_each_token_has_a_line_of_norms_and_one_of_gradients_on_a_log_scale() -> None:
+    figure = plots.draw_token_heat(points(None, 0.5))
+    norms, gradients = (axes.get_images()[0] for axes in figure.axes[:2])
+    np.testing.assert_allclose(norms.get_array(), [[1, 2], [10, 20]])
+    np.testing.assert_allclose(gradients.get_array(), [[-1, -1], [-8, -8]])
+    assert norms.get_extent() == gradients.get_extent() == [0, 10, 0.5, 2.5]
+
+
+def test_a_curve_of_an_older_ptpipeline_without_norms_is_drawn_without_them() -> None:
+    made = plots.draw_plots(a_task(), points(0.5, norms=False), None, judged(comparison=None, baselines={}))
+    assert list(made) == ["learning_curve"]

@@ -249,6 +249,17 @@ def test_a_model_without_layers_that_transformers_names_is_refused() -> None:
         place_layers("large", nn.Linear(2, 2), CPU, Rooms(1))
 
 
+class Named(Uneven):
+    """Names layers that it does not have."""
+
+    _no_split_modules = ("Block",)
+
+
+def test_a_model_without_the_layers_that_it_names_is_refused() -> None:
+    with pytest.raises(BaseModelError, match="transformers names no layers of Named"):
+        place_layers("large", Named(), CPU, Rooms(1))
+
+
 def test_without_accelerate_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(BaseModelError, match=r"pip install 'ptpipeline\[large\]'"):

@@ -178,6 +178,16 @@ def test_a_text_behind_a_control_token_is_whole_though_it_begins_with_a_line_end
         assert made.encode(parse_chat(["<s>", "{text}", ""]).render({"text": text}, "row"), True) == expected
 
 
+def test_a_text_behind_a_control_token_has_its_own_tokens_if_no_blank_is_put_before_it() -> None:
+    """A line end before it, which others need, would divide this one."""
+    pieces = ["<s>", "</s>", "\n", "a", "b", "ab"]
+    tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, [("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?<=\n)a"), "isolated")
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    made = PlainEncoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"))
+    assert made.encode(parse_chat(["<s>", "{text}", ""]).render({"text": "ab"}, "row"), True) == [0, 5]
+
+
 def test_rows_and_targets_hold_one_end_alone() -> None:
     base = tiny()
     end = base.tokenizer.eos_token_id

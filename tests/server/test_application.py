@@ -85,7 +85,14 @@ def test_the_client_reads_a_stream(client: openai.OpenAI) -> None:
 def test_the_client_chats(client: openai.OpenAI) -> None:
     asked = [{"role": "user", "content": "a good film"}]
     answer = client.chat.completions.create(model="writer", messages=asked)  # type: ignore[call-overload]
-    assert answer.choices[0].message.content == expected("a good film")
+    assert (answer.object, answer.choices[0].message.content) == ("chat.completion", expected("a good film"))
+
+
+def test_a_stream_counts_its_tokens_only_if_asked_and_no_proxy_holds_it_back(served: Running) -> None:
+    body = {"model": "writer", "prompt": "a good film", "stream": True}
+    for options, counted in (({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)):
+        answer = ask(served, "/v1/completions", body | {"stream_options": options})
+        assert ("usage" in answer.text, answer.headers["x-accel-buffering"]) == (counted, "no")
 
 
 def test_the_client_reads_the_stream_of_a_chat(client: openai.OpenAI) -> None:

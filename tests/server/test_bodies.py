@@ -44,6 +44,30 @@ def test_as_many_tokens_as_are_allowed_may_be_asked_for() -> None:
     assert completion(max_tokens=8).read_sampling(Limits(max_tokens=8)).max_tokens == 8
 
 
+BOUNDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"max_tokens": 1}, {"max_tokens": 0}),
+    ({"temperature": 2}, {"temperature": 2.01}),
+    ({"temperature": 0}, {"temperature": -0.01}),
+    ({"top_p": 1}, {"top_p": 1.01}),
+    ({"stop": ["x"] * 8}, {"stop": ["x"] * 9}),
+    ({"stop": "x" * 200}, {"stop": "x" * 201}),
+    ({"stop": "x"}, {"stop": ""}),
+    ({"user": "x" * 200}, {"user": "x" * 201}),
+    ({"model": "x" * 200}, {"model": "x" * 201}),
+    ({"prompt": ["x"]}, {"prompt": []}),
+    ({"best_of": 1}, {"best_of": 2}),
+]
+
+
+@pytest.mark.parametrize(("least", "beyond"), BOUNDS)
+def test_what_is_just_within_a_bound_is_taken_and_what_is_beyond_it_refused(
+    least: dict[str, Any], beyond: dict[str, Any]
+) -> None:
+    completion(**least)
+    with pytest.raises(ValidationError):
+        completion(**beyond)
+
+
 @pytest.mark.parametrize("given", [{"presence_penalty": 1.0}, {"frequency_penalty": -1.0}, {"logit_bias": {"7": 1.0}}])
 def test_each_setting_that_is_not_done_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=f"{next(iter(given))} is not supported"):
@@ -87,6 +111,13 @@ def test_an_option_of_a_chat_is_taken_at_its_default_and_else_refused_by_name(na
     with pytest.raises(ValidationError) as refused:
         chat(**{name: other})
     assert explain([{**error, "loc": ("body", *error["loc"])} for error in refused.value.errors()]).startswith(name)
+
+
+def test_of_several_faults_the_outermost_is_told() -> None:
+    with pytest.raises(ValidationError) as refused:
+        chat({"role": "nobody", "content": "x"}, model=7)
+    told = explain([{**error, "loc": ("body", *error["loc"])} for error in refused.value.errors()])
+    assert told.startswith("model: ")
 
 
 @pytest.mark.parametrize(

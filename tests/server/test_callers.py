@@ -250,6 +250,22 @@ def test_a_token_asks_no_more_than_its_rate(guarded: tuple[Running, Path]) -> No
     assert classify(server, token).status_code == 429
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [("/v1/classify", {"model": "movies"}, "input"), ("/v1/completions", {"model": "writer"}, "prompt")],
+)
+def test_each_text_of_a_request_is_taken_from_the_rate(
+    guarded: tuple[Running, Path], path: str, body: dict[str, str], field: str
+) -> None:
+    server, file = guarded
+    headers = {"Authorization": f"Bearer {make_token(file, field, [], 3)}"}
+    asked = [
+        httpx.post(f"{server.url}{path}", json=body | {field: ["film"] * 2}, headers=headers).status_code
+        for _ in range(2)
+    ]
+    assert asked == [200, 429]
+
+
 def test_names_that_nothing_has_count_too(guarded: tuple[Running, Path]) -> None:
     """Each is looked up in the store, so nobody may ask for more of them than for texts."""
     server, path = guarded

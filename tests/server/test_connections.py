@@ -1,15 +1,21 @@
 """Clients that stall are cut, and keep nobody else out."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.server import ServerState
 
 from ptpipeline.server import connections
+from ptpipeline.server.connections import PatientConnection
 from ptpipeline.server.limits import Limits
 from tests.http_server import count_connections
 from tests.server.serving import Running, running
@@ -18,6 +24,68 @@ from tests.waiting import wait_for
 ASK = {"model": "movies", "input": "the good film"}
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 MANY = 400
+
+
+class Cable(asyncio.Transport):
+    """A transport that notes whether it was cut."""
+
+    cut = False
+
+    def abort(self) -> None:
+        self.cut = True
+
+
+STATES: dict[str, dict[str, bool]] = {
+    "waits for a head": {},
+    "is answered": {"response_complete": False, "more_body": False},
+    "has its answer": {"response_complete": True, "more_body": False},
+    "sends a body": {"response_complete": False, "more_body": True},
+    "takes nothing": {"response_complete": False, "more_body": False},
+}
+
+
+def who_is_cut(states: list[str]) -> list[int]:
+    """The places of the connections that are cut as these are made, each in its state before the next one comes."""
+
+    async def connect() -> list[int]:
+        config, server = uvicorn.Config(FastAPI(), log_config=None), ServerState()
+        config.load()
+        cables = [Cable() for _ in states]
+        for cable, name in zip(cables, states, strict=True):
+            made = PatientConnection(config, server, {})
+            made.connection_made(cable)
+            made.cycle = SimpleNamespace(**STATES[name]) if STATES[name] else None  # type: ignore[assignment]
+            made.flow.write_paused = name == "takes nothing"
+            made.stop_clock()
+            await asyncio.sleep(0.001)  # so that each is older than the next
+        assert len(server.connections) == sum(not cable.cut for cable in cables)
+        return [place for place, cable in enumerate(cables) if cable.cut]
+
+    return asyncio.run(connect())
+
+
+ANSWERED = ["is answered"]
+
+
+@pytest.mark.parametrize(
+    ("states", "cut"),
+    [
+        (["waits for a head"] * 3, []),
+        (["waits for a head"] * 4, [0]),
+        (["waits for a head"] * 5, [0, 1]),
+        ([*ANSWERED, "waits for a head", *ANSWERED * 2], [1]),
+        ([*ANSWERED, "has its answer", *ANSWERED * 2], [1]),
+        ([*ANSWERED, "sends a body", *ANSWERED * 2], [1]),
+        ([*ANSWERED, "takes nothing", *ANSWERED * 2], [1]),
+        (ANSWERED * 6, []),
+        (ANSWERED * 8, [6, 7]),
+    ],
+)
+def test_the_oldest_that_waits_for_its_client_gives_way_and_else_the_newest_beyond_twice_as_many(
+    monkeypatch: pytest.MonkeyPatch, states: list[str], cut: list[int]
+) -> None:
+    monkeypatch.setattr(connections, "MOST", 3)
+    assert who_is_cut(states) == cut
 
 
 @pytest.fixture

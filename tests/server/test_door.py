@@ -322,6 +322,13 @@ def test_an_unforeseen_error_tells_no_text(tmp_path: Path, caplog: pytest.LogCap
         assert "unexpected RuntimeError at " in caplog.text
 
 
+def test_each_text_of_a_request_that_fails_is_counted(tmp_path: Path) -> None:
+    with running(tmp_path, answers=Broken()) as server:
+        asked = {"model": "writer", "prompt": ["a film"] * 3}
+        assert code(httpx.post(f"{server.url}/v1/completions", json=asked)) == (500, "failed")
+        assert 'ptp_serve_errors_total{task="writer",version="writer@1"} 3.0' in httpx.get(f"{server.url}/metrics").text
+
+
 @pytest.mark.parametrize(("kind", "told"), [(BaseModelError, (500, "server_error")), (TimedOut, (504, "timeout"))])
 def test_what_another_server_refuses_is_for_whoever_runs_this_one(
     caplog: pytest.LogCaptureFixture, kind: type[PtpError], told: tuple[int, str]
@@ -358,7 +365,8 @@ def test_the_page_stands_in_no_other_page_and_runs_its_own_scripts_alone(anyone:
     headers = httpx.get(f"{anyone.url}/").headers
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert {policy[name] for name in ("default-src", "base-uri", "form-action", "frame-ancestors")} == {"'none'"}
-    assert (policy["script-src"], headers["x-frame-options"]) == ("'self'", "DENY")
+    assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    assert headers["x-frame-options"] == "DENY"
 
 
 def test_many_clients_get_the_answers_of_one(anyone: Running) -> None:

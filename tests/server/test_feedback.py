@@ -1,14 +1,26 @@
 """A shadow is asked what was classified, answers nobody, and is judged by the labels that come later."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
+from fastapi import Request
 
 from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
+from ptpipeline.records.serving import Tally
 from ptpipeline.records.versions import Beside, Pointer, Promotion
 from ptpipeline.server.callers import Tokens, make_token
+from ptpipeline.server.feedback import watch_texts
+from ptpipeline.server.limits import Limits
+from ptpipeline.serving.answerer import Piece, Sampling
+from ptpipeline.serving.served import Served
+from ptpipeline.serving.trials import Trials
 from ptpipeline.storage.keys import pointer_key
+from ptpipeline.task.template import Fields
 from tests.evaluation.probed import artifact, embeddings, tiny
 from tests.server.serving import TASK, WRITER, Running, prompts, publish, running
 from tests.waiting import wait_for
@@ -44,6 +56,10 @@ def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) 
             for index in (0, 1, 2, 2, 3)
         ]
         assert told == [200, 200, 200, 404, 404]
+        later = client.post("/v1/classify", json={"model": TASK, "input": TEXTS}).json()["id"]
+        wait_for_shadow(server, later)
+        server.live.trials.keep([])  # as if the promotion had ended: there is no tally to count it in
+        assert client.post("/v1/feedback", json={"id": f"{later}-0", "label": "positive"}).status_code == 404
         for wrong in ("req-1-x", "req-1-", "-1", "req-1-²", "req-1-" + "1" * 9):
             assert client.post("/v1/feedback", json={"id": wrong, "label": "positive"}).status_code == 400
 
@@ -114,6 +130,39 @@ def test_the_whole_text_of_a_canary_is_judged(tmp_path: Path) -> None:
         feedback = {"id": f"{answer.headers['x-request-id']}-0", "label": answer.json()["choices"][0]["text"]}
         assert client.post("/v1/feedback", json=feedback).status_code == 200
         assert "1 of 1 of" in client.get("/v1/status").json()["aliases"][-1]["trial"]
+
+
+class Telling:
+    """Generates the text that it is given, in two pieces, whoever is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
+        self.asked.append(digest)
+        yield Piece(fields["text"], 1, 1)
+        yield Piece(" too", 2, 1, "stop")
+
+
+def test_each_of_several_texts_is_compared_with_its_own_when_all_are_whole(tmp_path: Path) -> None:
+    """Whichever is whole first."""
+    manifest, trials, telling = prompts()["writer"].manifest, Trials(tmp_path, "file:///x"), Telling()
+    shadow = Served(WRITER, 2, "b" * 64, "production", manifest, 9)
+    served = Served(WRITER, 1, "a" * 64, "production", manifest, 9, shadow)
+    service: Any = SimpleNamespace(live=SimpleNamespace(trials=trials), answerer=telling, limits=Limits())
+    request, texts = Request({"type": "http", "state": {"id": "req-1"}}), ["one", "two"]
+    own = [telling.generate("", {"text": text}, Sampling(), 1) for text in texts]
+
+    async def ask() -> None:
+        first, second = watch_texts(service, request, served, texts, Sampling(), own)
+        assert [piece.text async for piece in second] == ["two", " too"]
+        assert trials.list() == []
+        assert [piece.text async for piece in first] == ["one", " too"]
+        await asyncio.sleep(0.01)
+
+    asyncio.run(ask())
+    assert trials.list() == [Tally(WRITER, "production", 9, 1, 2, asked=2)]
+    assert telling.asked == ["", "", *[shadow.digest] * 2]
 
 
 def test_a_generated_text_is_compared_if_chance_had_no_part_in_it(tmp_path: Path) -> None:

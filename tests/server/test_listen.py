@@ -1,5 +1,6 @@
 """The address that a server listens on, TLS, and its end."""
 
+import asyncio
 import datetime
 import os
 import resource
@@ -8,8 +9,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -206,6 +207,84 @@ def test_a_second_interrupt_cuts_what_is_under_way(tmp_path: Path) -> None:
             with pytest.raises(httpx.TransportError):
                 list(lines)
             assert time.monotonic() - began < 20
+
+
+class Open:
+    """A connection with something under way."""
+
+    cut = False
+
+    def give_way(self) -> None:
+        self.cut = True
+
+
+def listener(drain: float = 3600.0) -> listen._Listener:
+    return listen._Listener(FastAPI(), socket.socket(), None, drain, Ending())
+
+
+TERM, INTERRUPT = signal.SIGTERM, signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("signals", "cut"),
+    [
+        ([INTERRUPT], False),
+        ([INTERRUPT, INTERRUPT], True),
+        ([TERM, INTERRUPT], False),  # this one ends the drain
+        ([TERM, INTERRUPT, INTERRUPT], True),
+        ([TERM, TERM, TERM], False),
+    ],
+)
+def test_an_interrupt_behind_the_end_alone_cuts_what_is_under_way(signals: list[signal.Signals], cut: bool) -> None:
+    async def tell() -> bool:
+        one, connection = listener(), Open()
+        one._loop = asyncio.get_running_loop()
+        one.server_state.connections.add(connection)  # type: ignore[arg-type]
+        for sig in signals:
+            one.handle_exit(sig, None)
+        await asyncio.sleep(0)
+        return connection.cut
+
+    assert asyncio.run(tell()) == cut
+
+
+def test_an_interrupt_is_followed_by_no_drain() -> None:
+    for sig, drains in ((TERM, True), (INTERRUPT, False)):
+        one = listener()
+        one.handle_exit(sig, None)
+        assert (one._ends > time.monotonic() + 3000) == drains
+
+
+def test_an_end_waits_for_an_answer_no_longer_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "END_SECONDS", 1.0)
+    body = {"model": "writer", "prompt": "a film", "stream": True}
+    with (
+        running(tmp_path, answers=Endless()) as server,
+        httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        server.server.end()
+        began = time.monotonic()
+        with pytest.raises(httpx.TransportError):
+            list(lines)
+        assert time.monotonic() - began < 20
+
+
+def test_an_application_that_does_not_start_is_one_sentence() -> None:
+    @asynccontextmanager
+    async def broken(_: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("it does not start")
+        yield
+
+    with pytest.raises(SettingsError, match="the server did not start; the log says why"):
+        Server(Address("127.0.0.1", 0), Ending()).run(FastAPI(lifespan=broken))
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    server = Server(Address("::1", 0), Ending())
+    assert server.url == f"http://[::1]:{server.port}"
+    server._socket.close()
 
 
 def test_more_files_are_allowed_and_never_fewer() -> None:

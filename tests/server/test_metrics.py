@@ -51,7 +51,9 @@ def test_answers_tokens_and_batches_are_counted(served: Running) -> None:
     )  # it answers with labels
     assert read(served)["ptp_serve_errors_total"][("movies", "movies@2")] == 2
     assert found["ptp_serve_requests_total"][("/v1/completions", "200")] == 2
-    assert found["ptp_serve_version"][("production", "movies")] == 2
+    assert found["ptp_serve_request_seconds_count"][("/v1/completions",)] == 2
+    versions = {(alias, task): version for (alias, task), version in found["ptp_serve_version"].items()}
+    assert versions == {("production", "movies"): 2, ("production", "pairs"): 1, ("production", "writer"): 1}
     assert found["ptp_serve_store_age_seconds"][()] < 30
 
 

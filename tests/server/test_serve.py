@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from benchmarks.fixtures.s3_server import free_ports, wait_until_healthy
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.server.listen import Address
-from ptpipeline.server.serve import Options, _choose_base, serve
+from ptpipeline.server.serve import Options, _check_folder, _choose_base, serve
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.live import Live
 from ptpipeline.settings import Settings
@@ -103,6 +104,10 @@ def test_without_a_task_the_base_is_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=f"no task is in {tmp_path}: name the base"):
         _choose_base(folder_of(tmp_path), None)
     assert _choose_base(folder_of(tmp_path), "small") == ("small", [])
+
+
+def test_a_store_that_is_no_folder_is_not_looked_for_on_the_disk(tmp_path: Path) -> None:
+    _check_folder(SimpleNamespace(url="s3://bucket/prompts"), tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_folder_that_is_not_there_is_no_store_but_its_last_good_set_is_served(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from ptpipeline.errors import ArtifactError, Overtaken, ServiceUnavailable
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.inputs import list_tensors
 from ptpipeline.records.prompts import CurvePoint
-from ptpipeline.storage import FolderStore, ObjectStore
+from ptpipeline.storage import FolderStore, ObjectStore, Stored
 from ptpipeline.task.policy import Gate
 from ptpipeline.tuning import state
-from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints
+from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints, identify_gang
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.loop import Gang, run_gang
-from ptpipeline.tuning.member import Job, Member
+from ptpipeline.tuning.member import Job, Member, Pull
 from ptpipeline.tuning.seal import seal, unseal
 from ptpipeline.tuning.state import pack, unpack
 from ptpipeline.tuning.tracker import NoTracker
@@ -246,6 +246,15 @@ def test_cleared_checkpoints_are_gone(base: CausalBase, store: ObjectStore) -> N
     assert list(store.keys("checkpoints")) == []
 
 
+def test_the_checkpoints_of_all_gangs_of_a_run_are_cleared(base: CausalBase, tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    checkpoints = Checkpoints(store, EVERY_STEP, SECRET)
+    for name in ("a", "b"):
+        store.create(checkpoints.open(base, [job(base, name)], "shared").key, b"saved")
+    checkpoints.clear()
+    assert list(store.keys("checkpoints")) == []
+
+
 def test_a_gang_that_was_taken_over_ends_and_writes_no_checkpoint(base: CausalBase, tmp_path: Path) -> None:
     def fence() -> None:
         raise Overtaken("another run took the task over")
@@ -291,10 +300,13 @@ def test_a_training_that_is_told_to_end_leaves_a_checkpoint_that_was_not_due(bas
     "change",
     [
         lambda one: one._replace(tune=one.tune.model_copy(update={"learning_rate": 0.02})),
+        lambda one: one._replace(tune=one.tune.model_copy(update={"eval_every": 3})),
         lambda one: one._replace(train=one.train[1:]),
         lambda one: one._replace(dev=one.dev[1:]),
         lambda one: one._replace(initial=one.initial + 1e-3),
         lambda one: one._replace(teacher=one.initial),
+        lambda one: one._replace(shared=nn.Parameter(torch.as_tensor(one.initial).clone())),
+        lambda one: one._replace(pull=Pull(torch.as_tensor(one.initial), 1.0)),
         lambda one: one._replace(name="other"),
         lambda one: one._replace(task=one.task.model_copy(update={"gate": Gate(metric="macro_f1", minimum=0.5)})),
         lambda one: one._replace(task=one.task.model_copy(update={"template": "{text}:"})),
@@ -314,6 +326,22 @@ def test_another_gang_has_another_place(base: CausalBase, tmp_path: Path, change
             ([one, two], "concatenated"),
         )
     }
+
+
+def test_a_stronger_pull_another_type_and_another_base_have_other_places(base: CausalBase) -> None:
+    towards = torch.zeros(3, 32)
+    places = [identify_gang(base, [job(base, "a")._replace(pull=Pull(towards, gamma))], "shared") for gamma in (1, 2)]
+    places += [identify_gang(base, [job(base, "a")._replace(pull=Pull(towards + 1, 1))], "shared")]
+    other = base.ref.model_copy(update={"fingerprint": "f" * 64})
+    for changed in (base, dataclasses.replace(base, dtype=torch.float64), dataclasses.replace(base, ref=other)):
+        places.append(identify_gang(changed, [job(base, "a")], "shared"))
+    assert len(set(places)) == len(places)
+
+
+def test_how_many_dev_rows_were_asked_for_has_no_place_of_its_own(base: CausalBase) -> None:
+    one = job(base, "a")
+    fewer = one._replace(tune=one.tune.model_copy(update={"dev_rows": 7}))
+    assert identify_gang(base, [fewer], "shared") == identify_gang(base, [one], "shared")
 
 
 def damage(path: Path, how: str) -> None:
@@ -470,7 +498,83 @@ def test_two_trainers_of_one_gang_do_not_stop_each_other(base: CausalBase, store
 
 def test_a_checkpoint_is_due_by_the_clock(base: CausalBase, tmp_path: Path) -> None:
     assert Checkpoint(FolderStore(tmp_path), "checkpoints/a", 0, SECRET).due
-    assert not Checkpoint(FolderStore(tmp_path), "checkpoints/a", 60, SECRET).due
+    later = Checkpoint(FolderStore(tmp_path), "checkpoints/a", 60, SECRET)
+    assert not later.due
+    later._last -= 60
+    assert later.due
+
+
+def test_a_store_that_is_away_is_asked_again_at_the_next_interval_only(tmp_path: Path) -> None:
+    store = Away(tmp_path)
+    store.times = 1
+    place = Checkpoint(store, "checkpoints/a", 60, SECRET)
+    place._last -= 60
+    place.save([], Clock())
+    assert (list(store.keys("checkpoints")), place.due) == ([], False)
+
+
+class Noting(FolderStore):
+    """A folder store that notes what it is asked; another process writes or deletes the object before each put."""
+
+    def __init__(self, root: Path, others: str = "") -> None:
+        super().__init__(root)
+        self.asked, self.others = list[str](), others
+
+    def read(self, key: str) -> Stored:
+        self.asked.append("read")
+        return super().read(key)
+
+    def create(self, key: str, body: bytes) -> None:
+        self.asked.append("create")
+        if self.others:
+            super().create(key, b"of the other")
+        super().create(key, body)
+
+    def replace(self, key: str, body: bytes, etag: str) -> None:
+        self.asked.append("replace")
+        if self.others:
+            super().delete(key)
+        super().replace(key, body, etag)
+
+
+def test_whether_the_gang_was_taken_over_is_asked_between_read_and_put(tmp_path: Path) -> None:
+    """Asked before the read, another process could take the gang over, write and be overwritten."""
+    store = Noting(tmp_path)
+    place = Checkpoint(store, "checkpoints/a", 60, SECRET, lambda: store.asked.append("fence"))
+    for put in ("create", "replace"):
+        store.asked.clear()
+        place.save([], Clock())
+        assert store.asked == ["read", "fence", put]
+
+
+def test_who_loses_a_put_to_another_trainer_of_the_gang_warns_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Noting(tmp_path, "another trainer")
+    place = Checkpoint(store, "checkpoints/a", 60, SECRET)
+    for _ in range(2):  # another one wrote first, then deleted first
+        place.save([], Clock())
+    assert [asked for asked in store.asked if asked != "read"] == ["create", "replace"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+class Broken(FolderStore):
+    """A folder store whose disk fails."""
+
+    def create(self, key: str, body: bytes) -> None:
+        raise OSError("the disk fails")
+
+    def delete(self, key: str) -> None:
+        raise OSError("the disk fails")
+
+
+def test_a_disk_that_fails_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = Checkpoint(Broken(tmp_path), "checkpoints/a", 60, SECRET)
+    place.save([], Clock())
+    place.clear()
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "no checkpoint at step 0, training goes on: the disk fails"
+    assert told[1].startswith("checkpoints/a stays in ")
 
 
 def test_a_resumed_training_goes_on_with_its_runs(base: CausalBase, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.inputs import list_tensors
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.loop import run_gang
-from ptpipeline.tuning.member import Member, Pull, compute_learning_rate, compute_token_norms
+from ptpipeline.tuning.member import Member, Pull, build_optimizer, compute_learning_rate, compute_token_norms
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
 from tests.tuning.jobs import declared, job
@@ -157,6 +157,32 @@ def test_a_pull_adds_its_penalty_to_the_loss_and_to_the_gradient(base: CausalBas
     assert pulled.losses[0] == pytest.approx(1.0 + 0.5 * float(prompt.square().sum(-1).mean()), rel=1e-5)
     (parameter,) = pulled.parameterisation.parameters()
     torch.testing.assert_close(parameter.grad, 0.5 * 2 * prompt / 3)
+
+
+def test_what_stands_in_front_of_a_prompt_is_not_among_the_gradients_of_its_tokens(base: CausalBase) -> None:
+    member = a_member(base)
+    behind = torch.cat([torch.full((1, 32), 9.0), torch.as_tensor(member.parameterisation.build_prompt())])
+    member.accumulate(1.0, behind, [torch.arange(4.0)[:, None].expand(4, 32)])
+    torch.testing.assert_close(member.gradient_norms, torch.tensor([1.0, 2.0, 3.0]) * 32**0.5)
+
+
+def test_adafactor_is_set_as_in_the_paper_with_the_recipes_rate_and_decay() -> None:
+    tune = declared("mood", optimizer="adafactor", learning_rate=0.3, weight_decay=0.01).tune
+    [group] = build_optimizer(tune, [torch.nn.Parameter(torch.zeros(3, 2))]).param_groups
+    expected = {"lr": 0.3, "weight_decay": 0.01, "decay_rate": -0.8}
+    expected |= dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False)
+    assert {name: group[name] for name in expected} == expected
+
+
+def test_the_best_prompt_of_a_member_that_failed_is_its_error(base: CausalBase) -> None:
+    member = a_member(base)
+    with pytest.raises(TrainingError, match="task a: nothing was trained"):
+        member.require_best()
+    judged(member, 2, 5)
+    assert member.require_best() is member.best
+    member.error = TrainingError("it diverged")
+    with pytest.raises(TrainingError, match="it diverged"):
+        member.require_best()
 
 
 @pytest.mark.parametrize(("step", "rate"), [(1, 0.1), (10, 0.1)])

@@ -169,6 +169,7 @@ def test_rows_are_packed_by_tokens_whichever_member_they_belong_to(base: CausalB
         ([512, 512, 512], [[0, 1], [2]]),
         ([16] * 64, [list(range(64))]),
         ([100, 341, 341, 342, 1], [[0, 1, 2], [3, 4]]),
+        ([1, 600, 400], [[0], [1], [2]]),
     ],
 )
 def test_places_are_bound_by_padded_tokens(lengths: list[int], expected: list[list[int]]) -> None:
@@ -300,6 +301,14 @@ def test_a_rung_is_decided_once(base: CausalBase) -> None:
     assert drop_hopeless(members) == []
     members[0].step = members[1].step = 8
     assert drop_hopeless(members) == [members[1]]
+
+
+def test_who_waits_for_a_place_behind_a_rung_is_not_compared_with_who_has_trained_to_the_end(base: CausalBase) -> None:
+    members = trials(base, [Rung(4, 1)], [0.8, 0.8, 0.7], 4)
+    assert drop_hopeless(members) == [members[2]]
+    members[0].step, members[0].best_dev = 20, 0.9  # it had the only place
+    assert drop_hopeless(members) == []
+    assert fill_places(members, 3) == [members[1]]
 
 
 def test_tasks_and_plain_jobs_are_no_rivals(base: CausalBase) -> None:

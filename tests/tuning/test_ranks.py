@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptpipeline.errors import PtpError, SettingsError
+from ptpipeline.errors import PtpError, RankLost, SettingsError
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.inputs import list_tensors
 from ptpipeline.storage import FolderStore
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Member
-from ptpipeline.tuning.ranks import ALONE, open_ranks
+from ptpipeline.tuning.ranks import ALONE, _digest, open_ranks
 from ptpipeline.tuning.tracker import NoTracker, RunStatus
 from tests import processes
 from tests.models.families import family
@@ -261,3 +261,49 @@ def test_variables_that_torchrun_did_not_set_are_told(monkeypatch: pytest.Monkey
         open_ranks()
     assert ALONE.send(b"body") == b"body"
     assert [ALONE.any(flag) for flag in (True, False)] == [True, False]
+
+
+TORCHRUN = {"WORLD_SIZE": "3", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other processes are not there."""
+
+    def connect(*_: object, **__: object) -> None:
+        raise RuntimeError("nobody connects")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", connect)
+
+
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize(
+    "change", [{"WORLD_SIZE": "0"}, {"WORLD_SIZE": "-2"}, {"RANK": None}, {"MASTER_ADDR": None}, {"MASTER_PORT": None}]
+)
+def test_each_of_torchruns_variables_is_needed(monkeypatch: pytest.MonkeyPatch, change: dict[str, str | None]) -> None:
+    for name, value in (TORCHRUN | change).items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="for torchrun to set"):
+        open_ranks()
+
+
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_each_process_takes_a_gpu_of_its_own_if_there_are_any(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    devices = list[int]()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    with pytest.raises(SettingsError if gpus == 1 else RankLost):  # the second of its machine
+        open_ranks()
+    assert devices == ([1] if gpus == 2 else [])
+
+
+def test_the_checksum_of_prompts_is_of_every_tensor_and_32_bits_long() -> None:
+    one, other = torch.arange(6.0).reshape(2, 3), torch.ones(4)
+    checksums = [_digest(tensors) for tensors in ([one, other], [one + 1, other], [one, other + 1], [other, one])]
+    assert len(set(checksums)) == 4
+    assert max(checksums) < 2**32
+    assert _digest([one.T]) != _digest([one])

@@ -50,6 +50,14 @@ def test_only_the_fields_that_the_policy_names_are_changed() -> None:
     assert (found["robustness.case"], found["robustness.white_space"], found["bias.rows"]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("name", ["robustness", "bias"])
+def test_each_probe_changes_the_fields_of_its_own_check(name: str) -> None:
+    settings = {"robustness": {"fields": ["text"]}, "bias": {"swaps": SWAPS, "fields": ["text"]}}
+    settings[name]["fields"] = ["other"]
+    found = measured(Checks.model_validate(OFF | settings))
+    assert [found["robustness.case"] > 0, found["bias.rows"] > 0] == [name == "bias", name == "robustness"]
+
+
 def test_an_ensemble_is_loaded_and_probed_with_its_members() -> None:
     members = [artifact(tiny(), embeddings(tiny(), word)) for word in (" film", " yes")]
     made = pack_ensemble(members, "average", fields(tiny()) | {"method": "ensemble"})

@@ -10,7 +10,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import FreeText, LabelTokens, TaskText
 from ptpipeline.evaluation.probes import likelihood
 from ptpipeline.evaluation.probes.likelihood import bare_likelihoods, prompted_likelihoods
-from ptpipeline.evaluation.probes.membership import _balance, attack, interval, measure_membership
+from ptpipeline.evaluation.probes.membership import _balance, _finite, attack, interval, measure_membership
 from ptpipeline.models.inputs import Input
 from ptpipeline.prompts.placement import build_text_encoder
 from ptpipeline.records.prompts import Generation
@@ -88,6 +88,16 @@ def test_more_labels_than_rows_that_are_compared_have_one_row_each() -> None:
     assert Counter(row.label for row in inside) == Counter(row.label for row in outside)
     assert set(Counter(row.label for row in inside).values()) == {1}
     assert len(inside) == 251
+
+
+def test_a_label_that_one_side_lacks_takes_no_rows_from_the_others() -> None:
+    many = [Row(str(number), {"text": "text"}, ("a", "b")[number % 2]) for number in range(1200)]
+    inside, outside = _balance(many[:600], [row for row in many[600:] if row.label == "a"], lambda row: row.label)
+    assert Counter(row.label for row in inside) == Counter(row.label for row in outside) == {"a": 250}
+
+
+def test_neither_what_is_no_number_nor_what_is_infinite_is_compared() -> None:
+    assert _finite([-1.5, float("nan"), float("-inf"), float("inf"), -2]).tolist() == [-1.5, -2]
 
 
 def test_the_interval_is_as_wide_as_hanley_and_mcneil_state() -> None:

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 
+from flows.cli.drafting import _choose_columns
 from flows.on_demand.draft import DEFAULT_BASE
+from flows.on_demand.sketch import look
 from ptpipeline.task.folder import load_task
 from tests.flows.cli.pty_reader import Typed
 from tests.flows.cli.test_cli import Done, environment_of, error_of, ptp
@@ -72,12 +75,76 @@ def test_what_it_writes_runs_as_it_is(
     assert ptp(environment_of(folder), "tasks").returncode in (0, 1)  # 1: the base is declared, its folder is not there
 
 
-def test_a_question_about_a_text_and_its_answer_run_as_they_are(folder: Path) -> None:
-    rows = [
-        {"title": kind, "context": f"{text} {number}", "question": "how was it?", "answer": f"{kind} {number}"}
+def write_questions(path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"title": kind, "context": f"{text} {number}", "question": f"how was {number}?", "answer": f"{kind} {number}"}
         for number, (text, kind) in enumerate(ROWS)
     ]
-    write(folder / "qa.csv", rows)
+    write(path, rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "label", "target", "second"),
+    [
+        (["--text", "context"], "title", None, False),
+        (["--text", "context", "--target", "answer"], None, "answer", False),
+        (["--target", "answer"], None, "answer", True),
+        (["--label", "title"], "title", None, True),
+    ],
+)
+def test_columns_that_are_given_stand_before_those_that_names_tell(
+    folder: Path, given: list[str], label: str | None, target: str | None, second: bool
+) -> None:
+    write_questions(folder / "qa.csv")
+    done = init(folder, "qa.csv", "--yes", *given)
+    assert done.returncode == 0, done.stderr
+    task = load_task(folder / "tasks" / "qa.yaml")
+    assert (task.data.text, task.data.label, task.data.target) == ("context", label, target)
+    assert ("{question}" in task.template) == second
+
+
+def test_another_text_than_the_first_of_a_pair_stands_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person who is asked may answer with the second one."""
+    write_questions(folder / "qa.csv")
+    sketch = look(folder / "qa.csv", None, folder)
+    monkeypatch.setattr(typer, "prompt", lambda question, default: {"context": "question"}.get(default, default))
+    given = dict.fromkeys(("name", "base", "text", "label"))
+    choice = _choose_columns(sketch, folder / "tasks", [folder / "qa.csv"], given, ask=True, free=False)
+    assert (choice.text, choice.second) == ("question", "")
+
+
+def test_columns_of_one_name_beside_a_text_are_told_and_stop_nothing(folder: Path) -> None:
+    lines = ["text,label,x,x", *(f"{text},{label},1,2" for text, label in ROWS)]
+    (folder / "rows.csv").write_text("\n".join(lines) + "\n")
+    done = init(folder, "rows.csv", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "columns of one name are not taken: 'x' is the name of 2 columns" in done.stdout
+
+
+def test_a_file_whose_name_tells_no_split_is_told(folder: Path) -> None:
+    (folder / "Mood").mkdir()
+    for name, rows in (("train", labelled()[:90]), ("test", labelled()[90:]), ("notes", labelled()[:9])):
+        write(folder / "Mood" / f"{name}.csv", rows)
+    assert "notes.csv: its name tells no split, and it is left out" in init(folder, "Mood", "--yes").stderr
+
+
+@pytest.mark.parametrize(("labels", "more"), [(20, ""), (21, "and 1 labels more, the rarest of 3 rows")])
+def test_labels_beyond_those_that_are_shown_are_counted(folder: Path, labels: int, more: str) -> None:
+    rows: list[dict[str, object]] = [{"text": text, "label": f"l{n % labels}"} for n, (text, _) in enumerate(ROWS[:63])]
+    write(folder / "rows.csv", rows)
+    shown = init(folder, "rows.csv", "--yes").stdout
+    assert ("labels more" in shown, more in shown) == (bool(more), True)
+
+
+@pytest.mark.parametrize("columns", [50, 51])
+def test_columns_beyond_those_that_are_shown_are_counted(folder: Path, columns: int) -> None:
+    write(folder / "rows.csv", [{**row, **{f"c{n}": "0" for n in range(columns - 3)}} for row in labelled()])
+    shown = init(folder, "rows.csv", "--yes").stdout
+    assert ("and 1 columns more" in shown, "columns more" in shown) == (columns == 51,) * 2
+
+
+def test_a_question_about_a_text_and_its_answer_run_as_they_are(folder: Path) -> None:
+    write_questions(folder / "qa.csv")
     done = init(folder, "qa.csv", "--yes")
     assert done.returncode == 0, done.stderr
     assert "note: template: reads 'context' and 'question', as their names say; if one text is enough" in done.stderr

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,21 @@ import pytest
 
 from benchmarks.fixtures.s3_server import free_ports
 from flows.local import stack
+from flows.local.certificate import locate
 from flows.local.ports import Ports
-from flows.local.process import FLOW_RUN, MARK, Process, find_flow_runs, find_marked, is_alive, read_mark, spawn, stop
-from flows.local.servers import Server, StackConfig, mark_prefix, worker_settings
+from flows.local.process import (
+    FLOW_RUN,
+    MARK,
+    Process,
+    find_flow_runs,
+    find_marked,
+    is_alive,
+    is_free,
+    read_mark,
+    spawn,
+    stop,
+)
+from flows.local.servers import NAMES, Server, StackConfig, mark_prefix, worker_settings
 from flows.local.stack import Stack, _changed_settings, down, read, status
 from ptpipeline.errors import StackError
 from tests.processes import in_child
@@ -119,11 +132,11 @@ def test_who_was_told_a_port_that_moved_is_started_anew(sleeping: Sleeping, port
 # ---------------------------------------------------------------- starting
 
 
-def test_a_start_that_fails_leaves_nothing_that_runs_and_no_record(
+def test_a_start_that_fails_is_tried_once_and_leaves_nothing_that_runs_and_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def define(name: str, config: StackConfig) -> Server:
-        command = ["sleep", "60"] if name == "storage" else ["sh", "-c", "exit 1"]
+        command = ["sleep", "60"] if name == "storage" else ["sh", "-c", f"echo {name} >> {tmp_path}/tried; exit 1"]
         environment = {"PATH": os.environ["PATH"], MARK: config.mark(name)}
         return Server(name, command, environment, lambda _: name == "storage")
 
@@ -132,6 +145,57 @@ def test_a_start_that_fails_leaves_nothing_that_runs_and_no_record(
     with pytest.raises(StackError, match="prefect died while starting"):
         stack.up(tmp_path, Ports(storage=storage, mlflow=mlflow, prefect=prefect))
     assert (find_marked(mark_prefix(tmp_path)), read(tmp_path)) == ([], None)
+    assert sorted((tmp_path / "tried").read_text().split()) == ["mlflow", "prefect"]  # no worker without a server
+
+
+PREFECT = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Answering(BaseHTTPRequestHandler):
+    def do_POST(self):
+        with open(sys.argv[2], "a") as file:
+            file.write(f"{self.path}\\n")
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Answering).serve_forever()
+"""  # knows of no run, and notes what it is asked
+
+
+def test_what_was_started_is_recorded_and_runs_on_and_only_what_ended_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orphaned runs are looked for only while there is no worker, whose own they could be."""
+    asked = tmp_path / "asked"
+
+    def define(name: str, config: StackConfig) -> Server:
+        environment = {"PATH": os.environ["PATH"], MARK: config.mark(name), **worker_settings(tmp_path)}
+        if name != "prefect":
+            return Server(name, ["sleep", "60"], environment, lambda _: True)
+        command = [sys.executable, "-S", "-c", PREFECT, str(config.ports["prefect"]), str(asked)]
+        return Server(name, command, environment, lambda process: process.port is None or not is_free(process.port))
+
+    monkeypatch.setattr(stack, "define_server", define)
+    storage, mlflow, prefect = free_ports(3)
+    try:
+        first = stack.up(tmp_path, Ports(storage=storage, mlflow=mlflow, prefect=prefect))
+        assert (set(first.processes), read(tmp_path)) == (set(NAMES), first)
+        assert locate(tmp_path).key.is_file()
+        looks = asked.read_text()
+        for ended, more in (("mlflow", ""), ("worker", looks)):
+            before = asked.read_text()
+            stop(first.processes[ended])
+            again = stack.up(tmp_path)
+            assert {name for name in NAMES if again.processes[name] != first.processes[name]} == {ended}
+            assert (asked.read_text(), read(tmp_path)) == (before + more, again)
+            first = again
+        assert stack.up(tmp_path) == first
+        assert all(map(is_alive, first.processes.values()))
+    finally:
+        down(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +293,9 @@ def test_the_record_is_private_and_goes_with_what_made_it(tmp_path: Path) -> Non
 def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     path = tmp_path / "stack.json"
     path.write_text("{}")
+    with pytest.raises(StackError, match=r"not a stack record .* remove it and run `ptp up`"):
+        read(tmp_path)
+    path.write_bytes(b"\xff")
     with pytest.raises(StackError, match=r"not a stack record .* remove it and run `ptp up`"):
         read(tmp_path)
     path.unlink()

@@ -1,7 +1,9 @@
 """How a run is started: its name, its tags, and what is told of a task that Prefect does not know."""
 
+import itertools
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,3 +83,38 @@ def test_a_server_that_is_away_is_told_once_and_waited_for(monkeypatch: pytest.M
     assert told[0].endswith("the run goes on, and its log is followed as soon as Prefect answers again")
     assert isinstance(end, Finished)
     assert end.state == "COMPLETED"
+
+
+RUNNING = {"state_type": "RUNNING", "state": {"name": "Running", "message": None}}
+
+
+def test_a_run_that_a_worker_has_taken_does_not_wait_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_PATIENCE", 0.0)
+    with listening(Prefect(Run(0, "COMPLETED").routes())) as prefect:
+        told = [line.message for line in follow(prefect.url, "r") if isinstance(line, LogLine)]
+    assert [line for line in told if line.startswith("waits:")] == []
+
+
+def test_each_time_that_a_server_is_away_is_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that tells 200 seconds more whenever it is asked; a server may be away for 300."""
+    clock = SimpleNamespace(monotonic=itertools.count(0, 200).__next__, sleep=lambda _: None)
+    monkeypatch.setattr(following, "time", clock)
+    ended, looks = Run(0, "COMPLETED"), iter([200, 500, 200, 500])
+
+    def look(body: Any) -> tuple[int, Any]:
+        return (status, RUNNING) if (status := next(looks, None)) else ended.look(body)
+
+    with listening(Prefect(ended.routes() | {"GET /flow_runs/r": look})) as prefect:
+        *lines, end = follow(prefect.url, "r")
+    told = [line.message for line in lines if isinstance(line, LogLine) and "goes on" in line.message]
+    assert (len(told), isinstance(end, Finished)) == (2, True)
+
+
+def test_a_run_may_end_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.01)
+    ended = {"state_type": "COMPLETED", "state": {"name": "Completed", "message": None}}
+    with listening(Prefect(Run(0, "").routes() | {"GET /flow_runs/r": lambda _: (200, ended)})) as prefect:
+        *_, end = follow(prefect.url, "r")
+    assert isinstance(end, Finished)
+    assert (end.name, end.message) == ("Completed", "")

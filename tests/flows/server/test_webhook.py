@@ -329,7 +329,7 @@ def test_a_waker_that_ended_is_told_at_every_address(monkeypatch: pytest.MonkeyP
         raise asyncio.CancelledError
 
     headers = {"Authorization": f"Bearer {SECRET}"}
-    with TestClient(make_application([listen_to_stores(SECRET, end)])) as client:
+    with TestClient(make_application([listen_to_mlflow(SECRET, end), listen_to_stores(SECRET, end)])) as client:
         assert client.get("/health").status_code == 200
         assert client.post("/data", headers=headers).status_code == 204
         deadline = time.monotonic() + 15
