@@ -56,12 +56,16 @@ def is_own(found: os.stat_result) -> bool:
     return os.geteuid() == 0 or found.st_uid in (0, os.geteuid())
 
 
-def write_private(path: Path, body: bytes) -> None:
-    """Write a file that its owner alone can read, or replace it: durably, and whole or not at all."""
+def write_private(path: Path, body: bytes, mode: int = 0o600) -> None:
+    """Write a file that its owner alone can read, or replace it: durably, and whole or not at all.
+
+    mode: who else may read it, if somebody decided that before.
+    """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(body)
+            os.fchmod(descriptor, mode)
         publish(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

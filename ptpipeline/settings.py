@@ -123,7 +123,7 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         value = "" if name in ("signing_key", "trusted_keys") else f"; found {first['input']!r}"  # or it shows a key
-        raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
+        raise SettingsError(f"PTP_{name.upper()}: {first['msg'].removeprefix('Value error, ')}{value}") from None
     if settings.prefect and "@" in settings.prefect:  # it stands in messages, logs and tables
         raise SettingsError(
             "PTP_PREFECT: the address holds a user name or password, and what is shown of it would hold them too; give "

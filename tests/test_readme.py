@@ -2,10 +2,14 @@
 
 import ast
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from flows.cli import app  # with all verbs
 
 ROOT = Path(__file__).parent.parent
 NAMES, FILE = r"((?:`[A-Za-z_.]+`(?:, | and )?)+)", r"`((?:ptpipeline|registry|flows)/[a-z_/]+\.py)`"
@@ -39,6 +43,32 @@ def test_what_the_readme_names_in_a_module_is_there() -> None:
     ]
     assert len(named) > 20
     assert [(name, path) for name, path in named if name not in find_names(ROOT / path)] == []
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Page and words of every `ptp` command in the pages' blocks of shell."""
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if not re.match(r"(PTP_\w+=\S+ )?ptp ", line):
+                    continue
+                for command in re.split(r"; | && ", line.partition(" #")[0]):
+                    words = [word for word in shlex.split(command) if not word.startswith("PTP_")]
+                    found.append((page.name, words[1:]))
+    return found
+
+
+def test_every_command_of_the_pages_is_understood() -> None:
+    found = commands()
+    assert len(found) > 70
+    for page, words in found:
+        command, name = get_command(app), "ptp"
+        while below := getattr(command, "commands", {}):
+            name, *words = words
+            assert name in below, (page, name, words)
+            command = below[name]
+        command.make_context(name, words)  # raises UsageError
 
 
 def tracked() -> list[str]:

@@ -418,7 +418,7 @@ def test_what_is_no_address_of_a_server_is_refused_unseen(
 @pytest.mark.parametrize("setting", ["PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS"])
 def test_a_key_in_the_place_of_its_path_is_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
     monkeypatch.setenv(setting, "-----BEGIN PRIVATE KEY-----\nhidden\n-----END PRIVATE KEY-----")
-    with pytest.raises(SettingsError, match=f"{setting}: .*expected the path") as refused:
+    with pytest.raises(SettingsError, match=f"{setting}: expected the path") as refused:
         load_settings()
     assert "hidden" not in str(refused.value)
 

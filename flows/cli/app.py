@@ -108,10 +108,14 @@ def load_sound_tasks() -> dict[str, "Task"]:
 
 
 def find_version(registry: "Registry", reference: str) -> VersionRef:
-    """Return the version that a reference (`task`, `task@alias` or `task@3`) names in the ledger."""
+    """Return the version that a reference (`task`, `task@alias` or `task@3`) names in the ledger.
+
+    Raises NotFound if the ledger does not know the task, or no version has the alias.
+    """
     from ptpipeline.serving.resolver import split_reference
 
     task, name = split_reference(reference)
+    check_task(registry, task)
     if name.isdigit():
         return VersionRef(task, int(name))
     head = registry.ledger.head(task, name)
@@ -175,7 +179,7 @@ def check_task(registry: "Registry", task: str | None) -> str | None:
     known = {*registry.ledger.tasks(), *(intent.task for intent in registry.ledger.intents())}
     if task is not None and task not in known:
         listed = f"it knows {', '.join(sorted(known))}" if known else "nothing is registered yet"
-        raise NotFound(f"the ledger knows no task {task!r}; {listed}")
+        raise NotFound(f"the ledger knows no task {task!r}; {listed}; `ptp run` registers a task's first version")
     return task
 
 

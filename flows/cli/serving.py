@@ -119,6 +119,17 @@ def token(
         say(f"{name}: its token opens nothing any more", sys.stderr)
     else:
         say(make_token(path, name, task or [], per_minute))
+        _tell_unknown(task or [])
+
+
+def _tell_unknown(tasks: list[str]) -> None:
+    """Tell on standard error which tasks of a token have no file here: it opens nothing under a misspelt name."""
+    from ptpipeline.settings import load_settings
+
+    folder = load_settings().tasks
+    for task in tasks:
+        if not (folder / f"{task}.yaml").is_file():
+            say(f"--task {task}: there is no {folder}/{task}.yaml; if it is misspelt, make the token again", sys.stderr)
 
 
 def _find_file(path: Path | None) -> Path:

@@ -81,7 +81,8 @@ def log_plainly(level: int = logging.WARNING) -> None:
     handler = _StandardError()
     handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))  # else it tells of each request that we make
+    for library in ("httpx", "botocore"):  # else they tell of each request that we make, and where its keys are from
+        logging.getLogger(library).setLevel(max(level, logging.WARNING))
 
 
 def indent(text: str) -> list[str]:

@@ -189,6 +189,7 @@ def rollback(
     from registry.versions.promotion import rollback as roll_back
 
     registry = open_registry(writing=True)
+    check_task(registry, task)
     before = registry.ledger.head(task, alias)
     promotion = roll_back(registry, task, name_cause(registry, reason), to, alias)
     _warn_if_unmoved(before, promotion)

@@ -10,6 +10,8 @@ import io
 import json
 import math
 import os
+import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,16 @@ class Client:
         }
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
         request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)  # noqa: S310
-        with urllib.request.urlopen(request) as answer:  # noqa: S310 - whoever runs this names the server
-            told: dict[str, Any] = json.load(answer)
+        try:
+            with urllib.request.urlopen(request) as answer:  # noqa: S310 - whoever runs this names the server
+                told: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            words = error.read(1000).decode(errors="replace")
+            key = "; set VLLM_API_KEY to the --api-key of vLLM" if error.code == 401 else ""
+            sys.exit(f"error: {self.url} answers {error.code}: {words}{key}")
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            sys.exit(f"error: {self.url} does not answer ({reason}); expected the address of vLLM")
         return told
 
 

@@ -79,8 +79,9 @@ def move_release(context: Context, name: str, versions: Mapping[str, int], cause
     declared = {task: find_task(context.settings.tasks, task) for task in versions}
     for task in versions:
         check_promoter(declared[task].promoters, f"{task}@{PRODUCTION}", cause, override=False)
-    for task, number in versions.items():
-        judge_again(context, declared[task], registry.ledger.version(task, number))
+    found = [registry.ledger.version(task, number) for task, number in versions.items()]  # all, before one is looked at
+    for version in found:
+        judge_again(context, declared[version.task], version)
     return promotion.promote_release(registry, declared, release, cause)
 
 

@@ -21,7 +21,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _SENTENCES = {
     404: ("there is no such address; `GET /openapi.json` lists them", "unknown_address"),
-    405: ("this address takes another method; `GET /openapi.json` lists them", "wrong_method"),
+    405: ("this address takes {allow}; `GET /openapi.json` lists what each one takes", "wrong_method"),
 }
 
 
@@ -57,7 +57,8 @@ async def _tell_refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if not isinstance(error, Refusal):
         headers = error.headers  # 405 names the methods that are taken
-        error = Refusal(error.status_code, *_SENTENCES.get(error.status_code, ("refused", "refused")))
+        sentence, code = _SENTENCES.get(error.status_code, ("refused", "refused"))
+        error = Refusal(error.status_code, sentence.format(allow=(headers or {}).get("Allow", "another method")), code)
         error.headers = headers
     return JSONResponse(error.to_json(), error.status_code, error.headers)
 

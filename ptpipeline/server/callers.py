@@ -196,6 +196,7 @@ def _change(path: Path, name: str, entries: list[Token]) -> None:
         with FileLock(path.with_name(f"{path.name}.lock"), mode=0o600):
             others = [token for token in read_tokens(path).tokens if token.name != name]
             tokens = sorted([*others, *entries], key=lambda token: token.name)
-            write_private(path, TokenFile(tokens=tuple(tokens)).model_dump_json(indent=1).encode())
+            readers = path.stat().st_mode & 0o044 if path.exists() else 0  # a container reads it as a user of its own
+            write_private(path, TokenFile(tokens=tuple(tokens)).model_dump_json(indent=1).encode(), 0o600 | readers)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be written ({error.strerror}); name another file with --tokens") from None

@@ -127,9 +127,14 @@ def _read_pointer(store: ObjectStore, task: str, alias: str) -> Promotion:
     try:
         body = store.read(key).body
     except NotFound:
+        how = (
+            f"train one with `ptp run {task}` and, if its task file says `promote: manual`, approve it with "
+            f"`ptp approve {task}@N`"
+            if alias == PRODUCTION
+            else f"`ptp promote {task}@N --alias {alias}` makes one"
+        )
         raise NotFound(
-            f"{task} has no {alias} version in {store.url}; train one with `ptp run {task}` and, if its "
-            f"task file says `promote: manual`, approve it with `ptp approve {task}@N`"
+            f"{task} has no {alias} version in {store.url}; {how}; `ptp versions` lists tasks, versions and aliases"
         ) from None
     promotion = parse_record(Pointer, body, f"{store.url}/{key}: not a pointer", WRITTEN_AGAIN).promotion
     if (promotion.task, promotion.alias) != (task, alias):

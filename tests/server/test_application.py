@@ -329,7 +329,8 @@ def test_an_unknown_address_and_method_are_told_in_the_same_form(served: Running
 
 
 def test_a_wrong_method_is_told_the_right_one(served: Running) -> None:
-    assert httpx.get(f"{served.url}/v1/classify").headers["allow"] == "POST"
+    asked = httpx.get(f"{served.url}/v1/classify")
+    assert (asked.headers["allow"], "takes POST;" in refused(asked, 405, "wrong_method")) == ("POST", True)
     assert httpx.request("OPTIONS", f"{served.url}/v1/models").headers["allow"] == "GET"
 
 

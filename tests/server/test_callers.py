@@ -107,6 +107,16 @@ def test_what_was_spent_counts_on_at_the_same_rate_alone(tmp_path: Path, rate: i
     assert (after.bucket and round(after.bucket._left)) == left
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, 0o600), (0o600, 0o600), (0o444, 0o644), (0o440, 0o640)])
+def test_a_file_keeps_its_readers(tmp_path: Path, before: int | None, after: int) -> None:
+    path = tmp_path / "tokens.json"
+    if before is not None:
+        make_token(path, "first", [], None)
+        path.chmod(before)
+    make_token(path, "second", [], None)
+    assert path.stat().st_mode & 0o777 == after
+
+
 def test_only_a_known_name_is_revoked(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     other = make_token(path, "other", [], None)

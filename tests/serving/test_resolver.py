@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fixtures.prompts import a_task, an_artifact
-from ptpipeline.errors import ArtifactError
+from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.base import now
 from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionName
@@ -42,6 +42,19 @@ def store(tmp_path: Path) -> FolderStore:
 def test_a_reference_leads_to_the_version(store: FolderStore, reference: str) -> None:
     found = resolve(store, reference)
     assert (found.name, found.artifact) == ("mood@1", an_artifact(a_task("mood")))
+
+
+@pytest.mark.parametrize(
+    ("reference", "way"),
+    [("books", "train one with `ptp run books`"), ("mood@staging", "`ptp promote mood@N --alias staging` makes one")],
+)
+def test_who_asks_for_an_alias_that_is_not_there_is_told_what_makes_it(
+    store: FolderStore, reference: str, way: str
+) -> None:
+    with pytest.raises(NotFound) as missing:
+        resolve(store, reference)
+    assert way in str(missing.value)
+    assert str(missing.value).endswith("`ptp versions` lists tasks, versions and aliases")
 
 
 @pytest.mark.parametrize(

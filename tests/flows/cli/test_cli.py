@@ -366,8 +366,8 @@ def test_all_that_is_wrong_with_the_tasks_is_told_at_once(environment: dict[str,
         ),
         (("predict", "tiny-sentiment@7", "x"), "has no version 7"),
         (("predict", "tiny@sent@iment", "x"), "names no prompt"),
-        (("promote", "tiny-sentiment@1", "--reason", "x"), "version 1"),
-        (("rollback", "tiny-sentiment", "--reason", "x"), "never promoted"),
+        (("promote", "tiny-sentiment@1", "--reason", "x"), "nothing is registered yet"),
+        (("rollback", "tiny-sentiment", "--reason", "x"), "nothing is registered yet"),
         (("trigger", "nightly"), "`ptp up` starts"),
         (("export", "tiny-sentiment", "--to", "out"), "tiny-sentiment has no production version"),
         (("import", "out", "--task", "tiny-sentiment"), "out: no prompt to import"),
@@ -474,7 +474,7 @@ def test_a_process_keeps_answer_and_error_apart(environment: dict[str, str]) -> 
     listed = process(environment, "tasks", "--json")
     assert (listed.returncode, json.loads(listed.stdout)["task"], listed.stderr) == (0, "tiny-sentiment", "")
     refused = process(environment, "show", "tiny-sentiment")
-    assert "tiny-sentiment has no production version" in error_of(refused, 1)
+    assert "nothing is registered yet" in error_of(refused, 1)
     assert refused.stdout == ""
 
 

@@ -83,11 +83,25 @@ def test_whoever_waits_for_doctor_hears_how_far_it_has_come(
     assert told[-1] == "closed"
 
 
-@pytest.mark.parametrize("verb", ["reconcile", "gc", "versions", "history"])
-def test_a_task_that_the_ledger_does_not_know_is_no_empty_answer(registry: Registry, verb: str) -> None:
-    done = ptp(verb, "moood")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reconcile", "moood"],
+        ["gc", "moood"],
+        ["versions", "moood"],
+        ["history", "moood"],
+        ["rollback", "moood", "--reason", "complaints"],
+        ["show", "moood@1"],
+        ["show", "moood"],
+        ["lineage", "moood@1"],
+    ],
+)
+def test_a_task_that_the_ledger_does_not_know_is_named(registry: Registry, words: list[str]) -> None:
+    done = ptp(*words)
     assert isinstance(done.exception, NotFound)
-    assert str(done.exception) == "the ledger knows no task 'moood'; it knows mood, topic"
+    assert str(done.exception) == (
+        "the ledger knows no task 'moood'; it knows mood, topic; `ptp run` registers a task's first version"
+    )
 
 
 def test_a_task_of_which_only_an_intent_is_there_is_known(registry: Registry) -> None:

@@ -497,6 +497,7 @@ def test_a_version_against_itself_differs_nowhere(ptp: Any) -> None:
 
 
 def test_versions_of_two_tasks_do_not_compare(nights: Nights, ptp: Any) -> None:
+    nights.project.stages.registry.ledger.intend("other", "a" * 64)
     code, _, err = ptp("diff", f"{NAME}@1", "other@1")
     assert (code, "versions of two tasks" in err) == (1, True)
 

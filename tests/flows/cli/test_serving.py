@@ -81,6 +81,23 @@ def test_a_token_is_told_once_and_kept_as_a_hash(ran: dict[str, str], tmp_path: 
     assert "name: String should match pattern" in error_of(ptp(ran, "token", "A b", "--tokens", str(path)), 1)
 
 
+def test_a_token_for_a_task_without_a_file_is_made_and_told(ran: dict[str, str], tmp_path: Path) -> None:
+    words = ("token", "friend", "--task", "tiny-sentimnt", "--task", "tiny-sentiment")
+    made = ptp(ran, *words, "--tokens", str(tmp_path / "tokens.json"))
+    assert made.stdout.startswith("ptp_")
+    [told] = made.stderr.splitlines()
+    assert told.startswith(f"--task tiny-sentimnt: there is no {ran['PTP_TASKS']}/tiny-sentimnt.yaml; ")
+
+
+def test_the_log_of_a_server_does_not_tell_where_a_librarys_keys_are_from() -> None:
+    code = (
+        "import logging; from flows.cli.terminal import log_plainly; log_plainly(logging.INFO)\n"
+        "logging.getLogger('botocore.credentials').info('found'); logging.getLogger('ptpipeline').info('serving')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "INFO serving\n"
+
+
 def test_a_tokens_file_that_others_may_write_is_refused(ran: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     assert ptp(ran, "token", "friend", "--tokens", str(path)).returncode == 0

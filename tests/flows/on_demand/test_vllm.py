@@ -54,15 +54,29 @@ def write(folder: Path, vocabulary: Vocabulary, made: Artifact) -> Path:
     return folder / "client.py"
 
 
-def asked(client: Path, vllm: Vllm, *texts: str) -> list[dict[str, Any]]:
-    """What the client prints, where no module of ours can be imported."""
-    environment = {"PATH": os.environ["PATH"], "VLLM_API_KEY": "k" * 20, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", str(client), vllm.url, "--model", "base", *texts],
+def run(client: Path, url: str, key: str, *texts: str) -> subprocess.CompletedProcess[str]:
+    """The client as a process that can import no module of ours."""
+    environment = {"PATH": os.environ["PATH"], "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-P", str(client), url, "--model", "base", *texts],
         env=environment, cwd=client.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def asked(client: Path, vllm: Vllm, *texts: str) -> list[dict[str, Any]]:
+    """What the client prints."""
+    done = run(client, vllm.url, "k" * 20, *texts)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_client_says_in_a_line_why_there_is_no_answer(vocabulary: Vocabulary, vllm: Vllm, tmp_path: Path) -> None:
+    client = write(tmp_path, vocabulary, artifact(tiny(), embeddings(tiny()), labels=LONG))
+    *_, refused = run(client, vllm.url, "wrong", "a").stderr.splitlines()
+    assert refused.startswith(f"error: {vllm.url} answers 401: ")
+    assert refused.endswith("; set VLLM_API_KEY to the --api-key of vLLM")
+    *_, away = run(client, "http://127.0.0.1:9", "wrong", "a").stderr.splitlines()
+    assert away.startswith("error: http://127.0.0.1:9 does not answer (")
 
 
 @pytest.mark.parametrize("scoring", [Scoring(), Scoring(length_normalised=True, calibrated=True)])

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact
 from flows.stages.context import Context
 from flows.stages.promote import judge_again, move, move_release, promote
-from ptpipeline.errors import DataError, PromotionConflict, PromotionRefused
+from ptpipeline.errors import DataError, NotFound, PromotionConflict, PromotionRefused
 from ptpipeline.gate.decide import APPROVAL
 from ptpipeline.records.base import now
 from ptpipeline.records.verdicts import Check, Verdict
@@ -210,6 +210,14 @@ def test_a_release_of_a_name_that_is_taken_is_refused_before_the_gate_takes_its_
     context.registry.ledger.append_release(taken, [move_on])
     with pytest.raises(PromotionConflict, match="holds mood@1 already"):
         move_release(context, "spring", {"mood": 2}, ME)
+
+
+def test_a_release_with_a_version_that_does_not_exist_takes_no_look(context: Context) -> None:
+    outdated(context)
+    file = context.settings.tasks / "mood.yaml"
+    (context.settings.tasks / "tone.yaml").write_text(file.read_text().replace("name: mood", "name: tone"))
+    with pytest.raises(NotFound, match="tone: no version 3"):
+        move_release(context, "spring", {"mood": 2, "tone": 3}, ME)
 
 
 def test_a_shadow_needs_no_verdict(context: Context) -> None:
