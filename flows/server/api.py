@@ -20,6 +20,7 @@ FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in
 SECONDS = 30.0  # that an answer may take
 MAX_ANSWER = 64 * 2**20  # bytes; 200 runs or deployments of a thousand tasks have some
 _FIX = "set it to the API's address, such as http://127.0.0.1:4200/api"
+_PLAIN = ("/health", "/count")  # they are answered by a truth or a number
 MAX_DETAIL = 500  # characters of the server's words that a sentence quotes
 REPEATABLE = ("PATCH", "DELETE")  # what they change is the same if they arrive twice; who reads waits no longer
 
@@ -42,7 +43,7 @@ class _Object(dict[str, Any]):
 @stamina.retry(on=_Busy, attempts=6, timeout=2.5 * SECONDS, wait_initial=0.3)
 def call(verb: str, url: str, body: Any = None, credential: str | None = None) -> Any:
     """Send a request and return the answer's JSON: a list of objects for a search, else an object. What changes
-    something may be answered by nothing: None.
+    something may be answered by nothing, or null: None.
 
     Raises ServiceUnavailable if the server does not answer or answers 5xx, NotFound for 404, SettingsError if it
     refuses the request or is not Prefect's. `credential` is `user:password`, by default that of
@@ -59,12 +60,11 @@ def call(verb: str, url: str, body: Any = None, credential: str | None = None) -
             f"Prefect at {url.partition('/api')[0]} does not answer ({type(error).__name__}); is it up? `ptp status`"
         ) from None
     _refuse_status(answer.status_code, verb, url, content)
-    if not content and verb != "GET":
-        return None
-    value = _parse(content, url)
-    if url.endswith("/health"):
+    value = _parse(content, url) if content else None
+    searched = _is_search(url)
+    if (value is None and verb != "GET" and not searched) or url.endswith(_PLAIN):
         return value
-    if not (_is_list(value) if _is_search(url) else isinstance(value, dict)):
+    if not (_is_list(value) if searched else isinstance(value, dict)):
         raise _strange(url, "an answer of another form")
     return _wrap(value, url)
 

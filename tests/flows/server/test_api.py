@@ -148,6 +148,22 @@ def test_a_refusal_is_told_in_the_servers_words(answer: object, told: str) -> No
     assert str(raised.value).startswith(f"Prefect refuses POST x/: {told}")
 
 
+@pytest.mark.parametrize("answer", [b"", b"null"])
+def test_a_change_may_be_answered_by_nothing(answer: bytes) -> None:
+    class Silent(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(201, answer)
+
+    with serve(Silent) as url:
+        assert call("POST", f"{url}/api/logs/", []) is None
+
+
+def test_a_number_of_runs_is_an_answer() -> None:
+    with listening(Prefect({"POST /flow_runs/count": lambda _: (200, 7)})) as prefect:
+        assert call("POST", f"{prefect.url}/flow_runs/count", {}) == 7
+
+
 def test_a_refusal_is_told_briefly_and_without_control_characters() -> None:
     refusing = Prefect({"GET /x": lambda _: (400, {"detail": "\x1b]0;title\x07" + "x" * 70_000})})
     with listening(refusing) as prefect, pytest.raises(SettingsError) as raised:
