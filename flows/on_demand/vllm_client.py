@@ -96,15 +96,17 @@ class Client:
             **NEUTRAL,
             **options,
         }
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
+        headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)  # noqa: S310
+        key = f"Bearer {os.environ.get('VLLM_API_KEY', '')}"
+        request.add_unredirected_header("Authorization", key)  # not for whomever the server refers to
         try:
             with urllib.request.urlopen(request) as answer:  # noqa: S310 - whoever runs this names the server
                 told: dict[str, Any] = json.load(answer)
         except urllib.error.HTTPError as error:
             words = error.read(1000).decode(errors="replace")
-            key = "; set VLLM_API_KEY to the --api-key of vLLM" if error.code == 401 else ""
-            sys.exit(f"error: {self.url} answers {error.code}: {words}{key}")
+            hint = "; set VLLM_API_KEY to the --api-key of vLLM" if error.code == 401 else ""
+            sys.exit(f"error: {self.url} answers {error.code}: {words}{hint}")
         except OSError as error:
             reason = getattr(error, "reason", error)
             sys.exit(f"error: {self.url} does not answer ({reason}); expected the address of vLLM")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import time
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -10,13 +11,17 @@ import httpx
 import stamina
 
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
-from ptpipeline.foreign import parse_json
+from ptpipeline.foreign import escape_controls, parse_json
 from ptpipeline.settings import explain_environment, is_loopback
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in which a flow run has ended
 
 
 SECONDS = 30.0  # that an answer may take
+MAX_ANSWER = 64 * 2**20  # bytes; 200 runs or deployments of a thousand tasks have some
+_FIX = "set it to the API's address, such as http://127.0.0.1:4200/api"
+_PLAIN = ("/health", "/count")  # they are answered by a truth or a number
+MAX_DETAIL = 500  # characters of the server's words that a sentence quotes
 REPEATABLE = ("PATCH", "DELETE")  # what they change is the same if they arrive twice; who reads waits no longer
 
 
@@ -24,36 +29,92 @@ class _Busy(ServiceUnavailable):
     """503, or no answer: a writer held Prefect's SQLite file for too long. Prefect's own client repeats both too."""
 
 
+class _Object(dict[str, Any]):
+    """An object of an answer; to ask for a field that it lacks raises SettingsError: the server is not Prefect's."""
+
+    def __init__(self, fields: dict[str, Any], url: str) -> None:
+        super().__init__(fields)
+        self._url = url
+
+    def __missing__(self, field: str) -> Any:
+        raise _strange(self._url, f"an answer without `{field}`")
+
+
 @stamina.retry(on=_Busy, attempts=6, timeout=2.5 * SECONDS, wait_initial=0.3)
 def call(verb: str, url: str, body: Any = None, credential: str | None = None) -> Any:
-    """Send a request and return the answer's JSON, None if the answer is empty.
+    """Send a request and return the answer's JSON: a list of objects for a search, else an object. What changes
+    something may be answered by nothing, or null: None.
 
     Raises ServiceUnavailable if the server does not answer or answers 5xx, NotFound for 404, SettingsError if it
-    refuses the request. `credential` is `user:password`, by default that of PREFECT_API_AUTH_STRING, as for Prefect's
-    own client.
+    refuses the request or is not Prefect's. `credential` is `user:password`, by default that of
+    PREFECT_API_AUTH_STRING, as for Prefect's own client; it follows no redirect.
     """
     user, _, password = (credential or os.environ.get("PREFECT_API_AUTH_STRING", "")).partition(":")
+    client = _client(is_loopback(url))
     try:
-        answer = _client(is_loopback(url)).request(verb, url, json=body, auth=(user, password) if user else None)
+        with client.stream(verb, url, json=body, auth=(user, password) if user else None) as answer:
+            content = _read(answer, url)
     except httpx.HTTPError as error:
         late = isinstance(error, httpx.ReadTimeout) and verb in REPEATABLE
         raise (_Busy if late else ServiceUnavailable)(
             f"Prefect at {url.partition('/api')[0]} does not answer ({type(error).__name__}); is it up? `ptp status`"
         ) from None
-    if answer.status_code == 503:
+    _refuse_status(answer.status_code, verb, url, content)
+    value = _parse(content, url) if content else None
+    searched = _is_search(url)
+    if (value is None and verb != "GET" and not searched) or url.endswith(_PLAIN):
+        return value
+    if not (_is_list(value) if searched else isinstance(value, dict)):
+        raise _strange(url, "an answer of another form")
+    return _wrap(value, url)
+
+
+def _read(answer: httpx.Response, url: str) -> bytes:
+    """Return the answer's body, of at most MAX_ANSWER bytes that come within SECONDS."""
+    content, ends = bytearray(), time.monotonic() + SECONDS
+    for piece in answer.iter_bytes():
+        content += piece
+        if len(content) > MAX_ANSWER:
+            raise _strange(url, f"more than {MAX_ANSWER} bytes")
+        if time.monotonic() > ends:
+            raise httpx.ReadTimeout(f"an answer takes longer than {SECONDS:.0f} s")
+    return bytes(content)
+
+
+def _refuse_status(status: int, verb: str, url: str, content: bytes) -> None:
+    """Raise what a status says that is no success."""
+    if status == 503:
         raise _Busy(f"Prefect at {url.partition('/api')[0]} is busy: it answered 503 to {verb} {url}")
-    if answer.status_code >= 500:
-        raise ServiceUnavailable(f"Prefect answered {answer.status_code} to {verb} {url}; its log says why")
-    if answer.status_code in (401, 403):
+    if status >= 500:
+        raise ServiceUnavailable(f"Prefect answered {status} to {verb} {url}; its log says why")
+    if status in (401, 403):
         raise SettingsError(
-            f"Prefect at {url.partition('/api')[0]} refuses the credentials ({answer.status_code}): set "
+            f"Prefect at {url.partition('/api')[0]} refuses the credentials ({status}): set "
             "PREFECT_API_AUTH_STRING to its `user:password`; the local stack's own are in stack.env of PTP_HOME"
         )
-    if answer.status_code == 404:
+    if status == 404:
         raise NotFound(f"Prefect at {url.partition('/api/')[0]} has no {url.partition('/api/')[2]}")
-    if answer.is_error:
-        raise SettingsError(f"Prefect refuses {verb} {url.partition('/api/')[2]}: {_detail(answer)}")
-    return _parse(answer, url) if answer.content else None
+    if status >= 400:
+        raise SettingsError(f"Prefect refuses {verb} {url.partition('/api/')[2]}: {_detail(status, content)}")
+    if not 200 <= status < 300:
+        raise SettingsError(
+            f"PTP_PREFECT: {url.partition('/api')[0]} answers {status}, and redirects are not followed; set it to the "
+            "address that answers, with https:// if it redirects there"
+        )
+
+
+def _is_search(url: str) -> bool:
+    return url.endswith("/filter") or "/flow_run_states/?" in url
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _wrap(value: Any, url: str) -> Any:
+    if isinstance(value, dict):
+        return _Object({name: _wrap(field, url) for name, field in value.items()}, url)
+    return [_wrap(item, url) for item in value] if isinstance(value, list) else value
 
 
 def read_date(api: str) -> datetime | None:
@@ -62,24 +123,24 @@ def read_date(api: str) -> datetime | None:
     Raises ServiceUnavailable if the server does not answer.
     """
     try:
-        answer = _client(is_loopback(api)).get(f"{api}/health")  # whoever refuses this tells the time all the same
+        with _client(is_loopback(api)).stream("GET", f"{api}/health") as answer:
+            told = answer.headers.get("date", "")  # whoever refuses this tells the time all the same
     except httpx.HTTPError as error:
         raise ServiceUnavailable(
             f"Prefect at {api.partition('/api')[0]} does not answer ({type(error).__name__})"
         ) from None
     try:
-        return parsedate_to_datetime(answer.headers.get("date", ""))
-    except ValueError:
+        return parsedate_to_datetime(told)
+    except (ValueError, OverflowError):
         return None
 
 
-def _parse(answer: httpx.Response, url: str) -> Any:
-    return parse_json(
-        answer.content,
-        f"PTP_PREFECT: {url} answers something other than JSON",
-        "set it to the API's address, such as http://127.0.0.1:4200/api",
-        SettingsError,
-    )
+def _parse(content: bytes, url: str) -> Any:
+    return parse_json(content, f"PTP_PREFECT: {url} answers something other than JSON", _FIX, SettingsError)
+
+
+def _strange(url: str, what: str) -> SettingsError:
+    return SettingsError(f"PTP_PREFECT: {url} does not answer as Prefect does, but with {what}; {_FIX}")
 
 
 @functools.cache
@@ -95,8 +156,9 @@ def _client(loopback: bool) -> httpx.Client:
         raise explain_environment(error, "Prefect") from None
 
 
-def _detail(answer: httpx.Response) -> str:
+def _detail(status: int, content: bytes) -> str:
     try:
-        return str(_parse(answer, "it")["detail"])
+        told = str(_parse(content, "it")["detail"])
     except (SettingsError, KeyError, TypeError):
-        return f"{answer.status_code} {answer.text[:200]}"
+        told = f"{status} {content[:200].decode(errors='replace')}"
+    return escape_controls(told if len(told) <= MAX_DETAIL else f"{told[:MAX_DETAIL]}...")

@@ -51,9 +51,10 @@ def explain_wait(api: str, run: dict[str, Any]) -> str | None:
 
 def _find_pool(api: str) -> dict[str, Any] | None:
     try:
-        return dict(call("GET", f"{api}/work_pools/{POOL}"))
+        pool: dict[str, Any] = call("GET", f"{api}/work_pools/{POOL}")
     except NotFound:
         return None
+    return pool
 
 
 def _look_at_pool(api: str, pool: dict[str, Any], only: str | None = None) -> Iterator[str]:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -207,10 +207,13 @@ def make_application(listeners: Sequence[Listener]) -> Starlette:
     def route(listener: Listener) -> Route:
         async def take_event(request: Request) -> Response:
             body = b""
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_BYTES:
-                    return Response(status_code=413)
+            try:
+                async for part in request.stream():
+                    body += part
+                    if len(body) > MAX_BYTES:
+                        return Response(status_code=413)
+            except ClientDisconnect:  # whoever reaches the port may leave; nobody gets this answer
+                return Response(status_code=400)
             if not listener.is_genuine(request.headers, body):
                 log.warning("refused a request to %s that is not of %s", listener.path, listener.sender)
                 return Response(status_code=401)

@@ -30,6 +30,10 @@ class TimedConnection(H11Protocol):
         super().connection_lost(exc)
         self.stop_clock()
 
+    def _should_upgrade(self) -> bool:
+        """Stay with HTTP/1.1, whatever else a client offers (RFC 9110, section 7.8); uvicorn would warn each time."""
+        return False
+
     @property
     def is_answering(self) -> bool:
         """Whether a request is under way: its head was read, and its answer is not complete."""
@@ -77,10 +81,6 @@ class PatientConnection(TimedConnection):
             waiting = [one for one in others if one is not self and one.waits]
             if waiting or len(self.connections) > 2 * MOST:
                 min(waiting, key=lambda one: one.since, default=self).give_way()
-
-    def _should_upgrade(self) -> bool:
-        """Stay with HTTP/1.1, whatever else a client offers (RFC 9110, section 7.8); uvicorn would warn each time."""
-        return False
 
     @property
     def waits(self) -> bool:

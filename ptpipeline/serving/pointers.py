@@ -47,8 +47,9 @@ class Pointers:
         """Return the tag of the bytes of pointers, None for one that is not there, UNREADABLE for one that cannot be
         read, or that this reader may not read while it may read others: somebody encrypted it.
 
-        All are asked for if one moved, else those that last showed something else than is `held`, by tag. Raises
-        ServiceUnavailable and SettingsError if the store cannot be asked.
+        All are asked for if one moved, else those that were not seen yet. What showed something else than is `held`, by
+        tag, is told again: a refusal of it may be over. Raises ServiceUnavailable and SettingsError if the store cannot
+        be asked.
         """
         refused: list[SettingsError] = []
 
@@ -61,16 +62,16 @@ class Pointers:
 
         moved = ask(MOVED_KEY, self._moved)
         places = sorted(self.known | held.keys())
-        if moved == self._moved:
-            places = [place for place in places if place not in held or held[place] != self._tags.get(place)]
+        seen = {place: self._tags[place] for place in places if place in self._tags} if moved == self._moved else {}
         with ThreadPoolExecutor(READERS) as pool:
-            tags = pool.map(lambda place: ask(pointer_key(*place), held.get(place, "")), places)
-            found = dict(zip(places, tags, strict=True))
+            asked = [place for place in places if place not in seen]
+            tags = pool.map(lambda place: ask(pointer_key(*place), held.get(place, "")), asked)
+            found = dict(zip(asked, tags, strict=True))
         if refused and moved in (None, UNREADABLE) and set(found.values()) <= {UNREADABLE}:
             raise refused[0]
         self._tags |= found
         self._moved = "" if moved in (None, UNREADABLE) else moved
-        return found
+        return found | {place: tag for place, tag in seen.items() if place not in held or held[place] != tag}
 
 
 def _read_tag(store: ObjectStore, key: str, known: str) -> str | None:

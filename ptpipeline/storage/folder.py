@@ -5,9 +5,9 @@ a killed process leaves the old object or the new one, and a file under `.put/`,
 hour. A live writer holds a lock on its file.
 
 No symbolic link in the folder is followed, and nothing but regular files is read: a link is listed as an object that
-cannot be read, and deleting it deletes the link. A folder that is made here is its owner's alone, and each object is as
-readable as the folder. Whoever may write to the folder can still exchange one of its folders for a link in the moment
-between the check of a path and its use; so keep others out of it.
+cannot be read, and deleting it deletes the link. Each folder on the way to an object is opened within the one above it,
+so nobody can exchange it for a link between a check and its use. A folder that is made here is its owner's alone, and
+each object is as readable as the folder.
 """
 
 import errno
@@ -16,18 +16,20 @@ import logging
 import os
 import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_EX, flock
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
 
-from ptpipeline.durable import make, sync
+from ptpipeline.durable import make
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.records.base import read_clock
 from ptpipeline.storage.bounds import check_bytes, read_bounded
+from ptpipeline.storage.descriptors import Place, entries, is_link, is_locked, open_folder, open_itself, sync_names
 from ptpipeline.storage.objects import Listed, Stored, check_key
 
 _UNFINISHED = ".put"
@@ -63,70 +65,105 @@ class FolderStore:
 
     def exists(self, key: str) -> bool:
         with self._translating(f"read {key}"):
-            path = self._path(key)
-            self._look()
-            return path.is_file() and not path.is_symlink()
+            found = self._stat(key)
+        return found is not None and stat.S_ISREG(found.st_mode)
 
     def create(self, key: str, body: bytes) -> None:
         check_bytes(self.url, key, len(body))
-        path = self._path(key)
-        with self._translating(f"write {key}"), self._written(path, body) as unfinished:
-            try:
-                os.link(unfinished, path)  # atomic and exclusive, unlike rename; it follows no link at the path
+        with self._translating(f"write {key}"), self._written(key, body) as (unfinished, place):
+            try:  # atomic and exclusive, unlike rename; it follows no link at the place
+                os.link(unfinished.name, place.name, src_dir_fd=unfinished.folder, dst_dir_fd=place.folder)
             except FileExistsError:
                 if self._bytes(key) != body:
                     raise PreconditionFailed(f"{self.url}: {key} exists already with other content") from None
-            sync(path.parent)
+            sync_names(place.folder)
 
     def replace(self, key: str, body: bytes, etag: str) -> None:
         check_bytes(self.url, key, len(body))
-        path = self._path(key)
         with self._translating(f"write {key}"), self._lock():
             current = self._bytes(key)
             if current is None or _etag(current) != etag:
                 raise PreconditionFailed(f"{self.url}: {key} changed since it was read")
-            with self._written(path, body) as unfinished:
-                unfinished.rename(path)
-                sync(path.parent)
+            with self._written(key, body) as (unfinished, place):
+                os.rename(unfinished.name, place.name, src_dir_fd=unfinished.folder, dst_dir_fd=place.folder)
+                sync_names(place.folder)
 
     def delete(self, key: str) -> None:
-        path = self._path(key)
         with self._translating(f"delete {key}"):
-            self._look()
-            if not (path.is_symlink() or path.exists()) or _is_folder(path):
+            found = self._stat(key)
+            if found is None or stat.S_ISDIR(found.st_mode):
                 return
-            with self._lock():  # not between a replace's read and its rename
-                path.unlink(missing_ok=True)
-                sync(path.parent)  # deletions keep their order through a power loss: the manifest before its tensors
+            with self._lock(), self._place(key) as place:  # not between a replace's read and its rename
+                with suppress(FileNotFoundError):
+                    os.unlink(place.name, dir_fd=place.folder)
+                sync_names(
+                    place.folder
+                )  # deletions keep their order through a power loss: the manifest before its tensors
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
         with self._translating(f"list {prefix}"):
-            self._look()
-            path = self._path(prefix)
-            if path.is_symlink():
-                yield _listed(path, prefix)
-            else:
-                yield from _files(path, prefix)
+            found = self._stat(prefix)
+            if found is None:
+                return
+            if stat.S_ISLNK(found.st_mode):
+                yield _listed(found, prefix)
+                return
+            with self._place(prefix) as place:
+                yield from _files(place.folder, place.name, prefix)
 
     def keys(self, prefix: str) -> Iterator[str]:
         return (item.key for item in self.list_objects(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
         with self._translating(f"list {prefix}"):
-            self._look()
-            for entry in _entries(self._path(prefix)):
-                if entry.is_dir(follow_symlinks=False):
-                    yield f"{prefix}/{entry.name}"
+            if self._stat(prefix) is None:
+                return
+            with self._place(prefix) as place, entries(place.folder, place.name) as (_, found):
+                for entry in found:
+                    if entry.is_dir(follow_symlinks=False):
+                        yield f"{prefix}/{entry.name}"
 
-    def _path(self, key: str) -> Path:
-        """Return where the object lies. Raises ArtifactError if a link lies on the way."""
+    @contextmanager
+    def _place(self, key: str, rights: int | None = None) -> Iterator[Place]:
+        """Open the folder of the object; with `rights`, make what is missing, durably.
+
+        Raises ArtifactError if a link lies on the way.
+        """
         *folders, name = check_key(key).split("/")
+        with self._opened(folders, rights) as folder:
+            yield Place(folder, name)
+
+    @contextmanager
+    def _opened(self, folders: Sequence[str], rights: int | None) -> Iterator[int]:
+        """Open a folder below the store's, each within the one above it. One that is there is synced too, once per
+        store object: whoever made it may have died before.
+        """
         path = self.root
-        for folder in folders:
-            path /= folder
-            if path.is_symlink():
-                raise self._not_ours(path)
-        return path / name
+        with ExitStack() as opened:
+            folder = opened.enter_context(open_folder(str(path)))
+            for name in folders:
+                path /= name
+                if rights is not None and path not in self._durable:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, rights, dir_fd=folder)
+                    sync_names(folder)
+                    self._durable.add(path)
+                try:
+                    folder = opened.enter_context(open_folder(name, folder))
+                except OSError:
+                    if is_link(name, folder):
+                        raise self._not_ours(path) from None
+                    raise
+            yield folder
+
+    def _stat(self, key: str) -> os.stat_result | None:
+        """Return what lies at the key, be it a link; None if nothing does."""
+        self._look()
+        try:
+            with self._place(key) as place:
+                return os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def _not_ours(self, path: Path) -> ArtifactError:
         what = "a symbolic link" if path.is_symlink() else "no regular file"
@@ -134,9 +171,9 @@ class FolderStore:
 
     def _bytes(self, key: str) -> bytes | None:
         """Return the bytes of the object, of at most the size that its kind may have; None if there is none."""
-        path = self._path(key)
+        path = self.root / check_key(key)
         try:
-            with open(path, "rb", opener=_open_itself) as file:
+            with self._place(key) as place, open_itself(place.name, place.folder) as file:
                 found = os.fstat(file.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     raise self._not_ours(path)
@@ -162,16 +199,6 @@ class FolderStore:
             raise FileNotFoundError(errno.ENOENT, f"the folder {what}")
         self._seen = max(found, self._seen)
 
-    def _make(self, folder: Path, rights: int) -> None:
-        """Create a folder below the store's and those above it, durably. One that is there is synced too, once per
-        store object: whoever made it may have died before.
-        """
-        if folder != self.root and folder not in self._durable:
-            self._make(folder.parent, rights)
-            folder.mkdir(mode=rights, exist_ok=True)
-            sync(folder.parent)
-            self._durable.add(folder)
-
     def _lock(self) -> FileLock:
         self._make_root()
         return FileLock(self.root / ".lock")
@@ -191,36 +218,36 @@ class FolderStore:
         self._said = True
 
     @contextmanager
-    def _written(self, path: Path, body: bytes) -> Iterator[Path]:
-        """Yield a file that holds the body, whole and durable, until the block ends; the folder of `path` exists."""
+    def _written(self, key: str, body: bytes) -> Iterator[tuple[Place, Place]]:
+        """Yield a file that holds the body, whole and durable, until the block ends, and where it belongs."""
         self._make_root()
         rights = stat.S_IMODE(self.root.stat().st_mode)  # whatever the umask
-        unfinished = self.root / _UNFINISHED / uuid.uuid4().hex
-        if unfinished.parent.is_symlink():
-            raise self._not_ours(unfinished.parent)
-        for folder in (unfinished.parent, path.parent):
-            self._make(folder, rights)
-        self._sweep(unfinished.parent)
-        try:
-            with unfinished.open("xb") as file:
-                flock(file, LOCK_EX)  # as long as it is open: a sweep leaves it alone, whatever the clock says
-                os.fchmod(file.fileno(), rights & 0o666)
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-                yield unfinished
-        finally:
-            unfinished.unlink(missing_ok=True)
+        name = uuid.uuid4().hex
+        with self._opened([_UNFINISHED], rights) as folder, self._place(key, rights) as place:
+            self._sweep(folder)
+            try:
+                with open(name, "xb", opener=partial(os.open, mode=0o600, dir_fd=folder)) as file:
+                    flock(file, LOCK_EX)  # as long as it is open: a sweep leaves it alone, whatever the clock says
+                    os.fchmod(file.fileno(), rights & 0o666)
+                    file.write(body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    yield Place(folder, name), place
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
 
-    def _sweep(self, folder: Path) -> None:
+    def _sweep(self, folder: int) -> None:
         """Remove what killed writers left behind, once per store object."""
         if self._swept:
             return
         self._swept = True
-        for item in _files(folder, ""):
-            path = folder / item.key.lstrip("/")
-            if read_clock() - item.modified > _ABANDONED_AFTER and not _is_locked(path):
-                path.unlink(missing_ok=True)
+        with entries(folder, ".") as (_, found):
+            for entry in found:
+                with suppress(FileNotFoundError):
+                    written = datetime.fromtimestamp(entry.stat(follow_symlinks=False).st_mtime, UTC)
+                    if read_clock() - written > _ABANDONED_AFTER and not is_locked(entry.name, folder):
+                        os.unlink(entry.name, dir_fd=folder)
 
     @contextmanager
     def _translating(self, doing: str) -> Iterator[None]:
@@ -243,55 +270,24 @@ def _look_at(folder: Path) -> int:
         return _FILLED  # by its keys it may be read
 
 
-def _is_locked(path: Path) -> bool:
-    """Return whether its writer is alive."""
-    try:
-        with open(path, "rb", opener=_open_itself) as file:
-            flock(file, LOCK_EX | LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # gone, or a link
-        pass
-    return False
-
-
 def _etag(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def _open_itself(path: str, flags: int) -> int:
-    """Open the file itself, not what a link names, and wait for nobody at the other end of a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _files(folder: Path, prefix: str, levels: int = _LEVELS) -> Iterator[Listed]:
-    """Iterate over what is no folder below the folder; each folder is read when its turn comes, no link is followed."""
-    for entry in _entries(folder):
-        path, key = folder / entry.name, f"{prefix}/{entry.name}"
-        if levels and entry.is_dir(follow_symlinks=False):
-            yield from _files(path, key, levels - 1)
-            continue
-        with suppress(FileNotFoundError):  # deleted since the folder was read
-            yield _listed(path, key)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in the folder, by name, without our own hidden files; nothing if it is no folder, or a link."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    try:
-        entries = sorted(os.scandir(descriptor), key=lambda entry: entry.name)
-    finally:
-        os.close(descriptor)
-    return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def _listed(path: Path, key: str) -> Listed:
-    found = path.lstat()
+def _listed(found: os.stat_result, key: str) -> Listed:
     return Listed(key, datetime.fromtimestamp(found.st_mtime, UTC), found.st_size)
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+def _files(folder: int, name: str, prefix: str, levels: int = _LEVELS) -> Iterator[Listed]:
+    """Iterate over what is no folder below the folder; each folder is read when its turn comes, no link is followed."""
+    with entries(folder, name) as (below, found):
+        for entry in found:
+            key = f"{prefix}/{entry.name}"
+            if levels and entry.is_dir(follow_symlinks=False):
+                yield from _files(below, entry.name, key, levels - 1)
+                continue
+            try:
+                state = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # deleted since the folder was read
+                continue
+            yield _listed(state, key)

@@ -5,6 +5,7 @@ import re
 from ptpipeline.foreign import escape_controls
 
 _SIGNS = re.compile(r"([\\`*_\[\]|#~!])")
+_ESCAPED = re.compile(r"\\([\\`*_\[\]|#~!:.])")
 _LINKED = re.compile(r"://|(?<=www)\.|(?<=mailto):", re.IGNORECASE)  # addresses that become links by themselves
 
 
@@ -12,6 +13,11 @@ def escape(text: str) -> str:
     """Return the words so that they make no link, picture, HTML, table or heading: labels are a user's own."""
     line = escape_controls(" ".join(text.split())).replace("&", "&amp;")
     return _LINKED.sub(r"\\\g<0>", _SIGNS.sub(r"\\\1", line).replace("<", "&lt;"))
+
+
+def unescape(markdown: str) -> str:
+    """Return the words that `escape` was given, in one line."""
+    return _ESCAPED.sub(r"\1", markdown.replace("&lt;", "<").replace("&amp;", "&"))
 
 
 def quote(text: str) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
+from ptpipeline.foreign import escape_controls
 from ptpipeline.settings import CREDENTIALS
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def log_files(client: "MlflowClient", model: str, folder: str) -> None:
 
 
 def shorten(text: str) -> str:
-    """Return the text without the middle of what is long: HTTP clients tell the cause last."""
+    """Return the text without the middle of what is long: HTTP clients tell the cause last. A server's control
+    characters are written out.
+    """
+    text = escape_controls(text)
     return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
 
 

@@ -1,6 +1,7 @@
 """What Prefect shows of a task's verdict: every check, and labels as they are written."""
 
 import pytest
+from markdown_it import MarkdownIt
 
 from benchmarks.fixtures.prompts import a_request, a_task
 from flows import night
@@ -9,6 +10,7 @@ from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
 from ptpipeline.records.reports import PairedDifference
 from ptpipeline.records.verdicts import Check, Look
+from registry.card.markdown import escape
 
 OUTCOME = Outcome(
     task="mood",
@@ -130,7 +132,16 @@ def test_a_task_that_failed_behind_its_outcome_is_told_as_failed() -> None:
     assert row["status"] == "failed"
 
 
+def test_a_cell_of_the_table_is_no_markdown_which_prefect_renders() -> None:
+    words = "[x](javascript:alert(1)) ![p](http://evil.test/p.png) `ptp run mood`, <b>"
+    told = OUTCOME.model_copy(update={"reason": words, "plan": words})
+    rows = build_table(Night({"mood": told}, {"other": words}))
+    cells = [rows[0]["reason"], rows[0]["plan"], rows[1]["reason"]]
+    assert {MarkdownIt("commonmark").render(cell).count("<") for cell in cells} == {2}  # the paragraph
+    assert rows[0]["page"] == OUTCOME.page
+
+
 def test_a_line_of_the_night_shows_a_users_words_as_they_are_written() -> None:
-    row = {"task": "mood", "status": "failed", "reason": "*all* | <b>", "page": None}
+    row = {"task": "mood", "status": "failed", "reason": escape("*all* | <b>"), "page": None}
     assert night._render_row(row) == r"mood **failed**: \*all\* \| &lt;b>"
     assert night._render_row(row | {"page": "http://x", "reason": None}) == "[mood](http://x) **failed**: "

@@ -76,6 +76,13 @@ class Disk:
                 yield f"{prefix}{name}", node
 
 
+def locate(arguments: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+    """Return the arguments of a system call with the whole paths of those names that lie within an open folder."""
+    folders = [options.get("dir_fd", options.get("src_dir_fd")), options.get("dst_dir_fd")]
+    within = zip(arguments, [*folders, *[None] * len(arguments)], strict=False)
+    return [one if folder is None else Path(os.readlink(f"/proc/self/fd/{folder}"), one) for one, folder in within]
+
+
 def record(disk: Disk, patch: pytest.MonkeyPatch, look: Callable[[], None]) -> None:
     """Let the disk see the system calls of this process from now on, and call `look` after each of them.
 
@@ -86,12 +93,13 @@ def record(disk: Disk, patch: pytest.MonkeyPatch, look: Callable[[], None]) -> N
         real = getattr(os, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
+            paths = locate(arguments, options)
             before = tell if name in ("link", "rename", "replace") else None
             if before:
-                before(*arguments)
+                before(*paths)
             answer = real(*arguments, **options)
             if not before:
-                tell(*arguments)
+                tell(*paths)
             look()
             return answer
 

@@ -11,6 +11,7 @@ import pytest
 
 from ptpipeline.errors import PreconditionFailed
 from ptpipeline.storage import FolderStore
+from tests.storage.crashes import locate
 
 BODY, OTHER = b"the new body", b"another body"
 Event = tuple[str, str]
@@ -34,7 +35,7 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
         real = getattr(os, what)
 
         def noting(*args: Any, **options: Any) -> Any:
-            called = name(*args)
+            called = name(*locate(args, options))
             answer = real(*args, **options)
             found.append((what, called))
             return answer

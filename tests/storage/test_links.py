@@ -2,12 +2,14 @@
 
 import os
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.errors import ArtifactError, NotFound, PtpError
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.folder import _etag
 
@@ -107,3 +109,47 @@ def test_a_store_without_objects_lists_none(tmp_path: Path) -> None:
     assert [*FolderStore(tmp_path / "new").keys("prompts")] == []
     with pytest.raises(NotFound):
         FolderStore(tmp_path / "new").read("prompts/a")
+
+
+@contextmanager
+def exchanging(folder: Path, target: Path) -> Iterator[None]:
+    """While the block runs, the folder is exchanged with a link to the target, back and forth, as fast as it goes."""
+    link, beside, ended = folder.with_name("link"), folder.with_name("beside"), threading.Event()
+    link.symlink_to(target)
+
+    def exchange() -> None:
+        while not ended.is_set():
+            for source, place in ((folder, beside), (link, folder), (folder, link), (beside, folder)):
+                source.rename(place)
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_folder_that_is_exchanged_for_a_link_meanwhile_leads_nowhere(store: FolderStore, outside: Path) -> None:
+    read, left = set[bytes](), set[str]()
+    with exchanging(store.root / "prompts/mood", outside):
+        for number in range(400):
+            with suppress(PtpError):
+                read.add(store.read("prompts/mood/secret").body)
+            with suppress(PtpError):
+                store.create(f"prompts/mood/{number}", b"new")
+            with suppress(PtpError):
+                store.delete("prompts/mood/secret")
+            left |= {path.name for path in outside.iterdir()} ^ {"secret"}
+            (outside / "secret").write_bytes(SECRET)
+    assert (read, left) == (set(), set())
+
+
+def test_a_listing_is_not_led_out_either(store: FolderStore, outside: Path) -> None:
+    store.create("prompts/mood/deep/old", b"old")
+    (outside / "deep").mkdir()
+    (outside / "deep/theirs").touch()
+    with exchanging(store.root / "prompts/mood", outside):
+        found = {key for _ in range(400) for key in store.keys("prompts")}
+    assert not [key for key in found if key.endswith(("secret", "theirs"))]

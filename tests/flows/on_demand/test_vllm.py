@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load
 
 from flows.on_demand.vllm import build_vllm_files
+from flows.on_demand.vllm_client import Client
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.load import load_vocabulary
@@ -25,6 +26,7 @@ from ptpipeline.records.prompts import ChatForm, Generation, Scoring
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.settings import Settings
 from tests.evaluation.probed import NUMBERS, artifact, embeddings, tiny
+from tests.http_server import Quiet, serve
 from tests.models.families import family
 from tests.numbers import number_tokenizer
 from tests.serving.vllm_server import Vllm, running_vllm
@@ -124,3 +126,27 @@ def test_what_vllm_cannot_take_does_not_leave(vocabulary: Vocabulary, tmp_path: 
     with pytest.raises(DataError, match="only ptpipeline tells from the words of a text"):
         write(tmp_path, vocabulary, chat)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_key_goes_to_no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str | None] = []
+
+    class Elsewhere(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            shown.append(self.headers.get("Authorization"))
+            self.answer(200, b"{}")
+
+    class Referring(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            shown.append(self.headers.get("Authorization"))
+            self.send_response(302)
+            self.send_header("Location", elsewhere)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    client = object.__new__(Client)  # without a base, of which nothing is asked
+    client.model, client.prompt, client.embedding = "base", torch.zeros(1, 2), torch.nn.Embedding(4, 2)
+    with serve(Elsewhere) as elsewhere, serve(Referring) as client.url:
+        client.ask([1], {})
+    assert shown == ["Bearer secret", None]

@@ -1,23 +1,58 @@
 """The client of Prefect's server, made from whatever the environment names; and what is sent, sent again, and told."""
 
 import base64
+import gzip
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from flows.server import api
+from flows.requests import ReconcileRequest
+from flows.server import api, bootstrap
 from flows.server.api import call, read_date
+from flows.server.deploy import read_deployments
+from flows.server.pauses import list_pauses
+from flows.server.schedules import find_slug, list_due_runs
+from flows.server.trigger import trigger
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from tests.flows.server.test_prefect import Answer, Prefect, listening
 from tests.http_server import Quiet, serve
 
 AWAY = "http://192.0.2.1:9/api"
+
+
+class Everything(Prefect):
+    """Answers one thing, whatever it is asked."""
+
+    def __init__(self, told: Any) -> None:
+        super().__init__({})
+        self._told = told
+
+    def answer(self, what: str, body: Any) -> Answer:
+        return 200, self._told
+
+
+def start_reconcile(api: str) -> object:
+    return trigger(api, "reconcile", ReconcileRequest())
+
+
+def find_maker(api: str) -> object:
+    return find_slug(api, "a run")
+
+
+def look_at_pool(api: str) -> object:
+    return bootstrap.look_at_pool(api, "process")
+
+
+def list_no_due_runs(api: str) -> object:
+    return list_due_runs(api, {"id": "a deployment", "schedules": []})
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +98,7 @@ def server() -> Iterator[Asked]:
         def do_GET(self) -> None:  # noqa: N802
             encoded = self.headers.get("Authorization", "").removeprefix("Basic ")
             shown.append(base64.b64decode(encoded).decode())
-            self.answer(200)
+            self.answer(200, b"{}")
 
     with serve(Noting) as url:
         yield Asked(f"{url}/api", shown)
@@ -113,6 +148,30 @@ def test_a_refusal_is_told_in_the_servers_words(answer: object, told: str) -> No
     assert str(raised.value).startswith(f"Prefect refuses POST x/: {told}")
 
 
+@pytest.mark.parametrize("answer", [b"", b"null"])
+def test_a_change_may_be_answered_by_nothing(answer: bytes) -> None:
+    class Silent(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(201, answer)
+
+    with serve(Silent) as url:
+        assert call("POST", f"{url}/api/logs/", []) is None
+
+
+def test_a_number_of_runs_is_an_answer() -> None:
+    with listening(Prefect({"POST /flow_runs/count": lambda _: (200, 7)})) as prefect:
+        assert call("POST", f"{prefect.url}/flow_runs/count", {}) == 7
+
+
+def test_a_refusal_is_told_briefly_and_without_control_characters() -> None:
+    refusing = Prefect({"GET /x": lambda _: (400, {"detail": "\x1b]0;title\x07" + "x" * 70_000})})
+    with listening(refusing) as prefect, pytest.raises(SettingsError) as raised:
+        call("GET", f"{prefect.url}/x")
+    assert len(str(raised.value)) < 700
+    assert str(raised.value).isprintable()
+
+
 def test_a_server_that_fails_is_away() -> None:
     with listening(Prefect({"GET /x": lambda _: (500, {})})) as prefect, pytest.raises(ServiceUnavailable, match="500"):
         call("GET", f"{prefect.url}/x")
@@ -137,3 +196,114 @@ def test_a_server_that_tells_no_time_that_can_be_read_tells_none() -> None:
         assert read_date(f"{url}/api") is None
     with pytest.raises(ServiceUnavailable, match="does not answer"):
         read_date(f"{url}/api")
+
+
+# ---------------------------------------------------------------- servers that are not Prefect's
+
+
+OTHERS: dict[str, Any] = {
+    "an object": {},
+    "a list": [],
+    "a list of objects": [{}],
+    "a list of nothing": [None],
+    "nothing": None,
+    "a text": "x",
+    "a number": 7,
+}
+
+
+@pytest.mark.parametrize("ask", [start_reconcile, find_maker, list_pauses, look_at_pool])
+@pytest.mark.parametrize("answer", OTHERS.values(), ids=OTHERS.keys())
+def test_another_servers_answers_are_one_sentence(ask: Callable[[str], object], answer: Any) -> None:
+    with listening(Everything(answer)) as other:
+        with pytest.raises(SettingsError) as raised:
+            ask(other.url)
+        assert str(raised.value).startswith(f"PTP_PREFECT: {other.url}/")
+        assert "does not answer as Prefect does" in str(raised.value)
+
+
+@pytest.mark.parametrize("ask", [read_deployments, list_no_due_runs])
+@pytest.mark.parametrize("answer", [{}, [{}], [None], None, "x", 7])
+def test_another_servers_lists_are_one_sentence(ask: Callable[[str], object], answer: Any) -> None:
+    with listening(Everything(answer)) as other, pytest.raises(SettingsError, match="does not answer as Prefect does"):
+        ask(other.url)
+
+
+@pytest.mark.parametrize("verb", ["GET", "POST", "PATCH", "DELETE"])
+def test_a_redirect_is_refused_and_not_followed(verb: str) -> None:
+    shown: list[str] = []
+
+    class Elsewhere(Quiet):
+        def handle_any(self) -> None:
+            shown.append(self.headers.get("Authorization", ""))
+            self.answer(200, b"{}")
+
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815
+
+    class Redirecting(Quiet):
+        def redirect(self) -> None:
+            self.send_response(307)
+            self.send_header("Location", f"{elsewhere}/api/x")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = do_PATCH = do_DELETE = redirect  # noqa: N815
+
+    told = pytest.raises(SettingsError, match="answers 307, and redirects are not followed; set it to the address")
+    with serve(Elsewhere) as elsewhere, serve(Redirecting) as url, told:
+        call(verb, f"{url}/api/x", credential="owner:secret")
+    assert shown == []
+
+
+def test_no_more_is_read_than_an_answer_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "MAX_ANSWER", 2**20)
+    with serve(_endless(b" " * 2**16, 0.0)) as url, pytest.raises(SettingsError, match="with more than 1048576 bytes"):
+        call("GET", f"{url}/api/x")
+
+
+def test_a_compressed_answer_is_bounded_as_it_unfolds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "MAX_ANSWER", 2**20)
+    bomb = gzip.compress(b" " * 2**26)
+
+    class Bomb(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(bomb)))
+            self.end_headers()
+            self.wfile.write(bomb)
+
+    with serve(Bomb) as url, pytest.raises(SettingsError, match="with more than 1048576 bytes"):
+        call("GET", f"{url}/api/x")
+
+
+def test_an_answer_that_trickles_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "SECONDS", 0.2)
+    with serve(_endless(b" ", 0.02)) as url, pytest.raises(ServiceUnavailable, match="does not answer"):
+        call("GET", f"{url}/api/x")
+
+
+@pytest.mark.parametrize("date", ["Fri, 99 Nov 99999999999999999999 25:00:00 GMT", "yesterday", ""])
+def test_a_date_that_is_none_is_not_told(date: str) -> None:
+    class Dated(Quiet):
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return date
+
+        def do_GET(self) -> None:  # noqa: N802
+            self.answer(200)
+
+    with serve(Dated) as url:
+        assert read_date(f"{url}/api") is None
+
+
+def _endless(piece: bytes, pause: float) -> type[Quiet]:
+    class Endless(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # who asked leaves
+                while True:
+                    self.wfile.write(piece)
+                    time.sleep(pause)
+
+    return Endless

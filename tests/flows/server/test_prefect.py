@@ -170,7 +170,7 @@ class Run:
         return 200, found[body["offset"] : body["offset"] + body["limit"]]
 
     def routes(self) -> dict[str, Callable[[Any], Answer]]:
-        rows = [{"data": json.dumps([{"task": "mood", "status": "promoted"}])}]
+        rows = [{"data": json.dumps([{"task": "mood", "status": "promoted", "reason": r"\`ptp run\_\`: &lt;b>"}])}]
         return {
             "GET /flow_runs/r": self.look,
             "POST /logs/filter": self.page,
@@ -183,7 +183,7 @@ def test_every_line_of_a_run_is_told_once_and_then_its_end(state: str) -> None:
     with listening(Prefect(Run(5, state).routes())) as prefect:
         *lines, end = follow(prefect.url, "r")
     assert [line.message for line in lines] == [f"line {number}" for number in range(8)]  # type: ignore[union-attr]
-    rows = [{"task": "mood", "status": "promoted"}]
+    rows = [{"task": "mood", "status": "promoted", "reason": "`ptp run_`: <b>"}]  # without Markdown's escapes
     assert end == Finished(state=state, name=state.title(), message="it ended", rows=rows)
 
 

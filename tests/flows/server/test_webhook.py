@@ -322,6 +322,20 @@ def test_a_forged_or_huge_event_is_refused() -> None:
         assert len(started) == 1
 
 
+def test_who_leaves_or_offers_another_protocol_fills_no_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever reaches the port could, without a secret."""
+    begun = b"POST /mlflow HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"
+    offer = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with listening(SECRET) as (url, _):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address) as client:
+            client.sendall(begun)
+        with socket.create_connection(address) as client:
+            client.sendall(offer)
+            assert client.recv(12) == b"HTTP/1.1 200"
+    assert capfd.readouterr().err == ""
+
+
 def test_a_waker_that_ended_is_told_at_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.01)
 

@@ -1,9 +1,12 @@
 """Other people's words within Markdown make no link, picture, HTML, table or heading, in two renderers."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from registry.card.markdown import escape, quote
+from ptpipeline.foreign import escape_controls
+from registry.card.markdown import escape, quote, unescape
 
 HOSTILE = [
     "![x](https://example.com/pixel.png)",
@@ -38,6 +41,11 @@ def test_words_are_one_paragraph_of_text(words: str, dialect: str) -> None:
 def test_quoted_words_are_one_span_of_code(words: str) -> None:
     shown = MarkdownIt("commonmark").render(f"on {quote(words)}.")
     assert (shown.count("<"), shown.count("<code>"), shown.count("</code>")) == (4, 1, 1)
+
+
+@given(st.text() | st.text("\\`*_[]|#~!:/.<&;ltamp w"))
+def test_escapes_are_taken_back(words: str) -> None:
+    assert unescape(escape(words)) == escape_controls(" ".join(words.split()))
 
 
 def test_plain_words_stay_as_they_are() -> None:

@@ -119,6 +119,12 @@ def test_the_cause_of_a_failure_is_told_behind_a_long_address() -> None:
     assert len(str(raised.value)) < 400
 
 
+def test_a_servers_control_characters_are_written_out() -> None:
+    with pytest.raises(Terminal) as raised, translated_errors(URI):
+        raise MlflowException("\x1b]0;title\x07 \u202eno", RESOURCE_DOES_NOT_EXIST)
+    assert str(raised.value).isprintable()
+
+
 @contextmanager
 def refusing(**answers: tuple[int, bytes]) -> Iterator[str]:
     """A server that answers each method so, and refuses this client by all others; yields its address."""
