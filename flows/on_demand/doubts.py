@@ -41,7 +41,7 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
             "names its row, shorten it or leave the row out"
         )
     if facts.unlabelled * 2 > sketch.rows:
-        yield (f"{'target' if choice.free else 'label'}: most rows have none, and are left out; {MERGED}")
+        yield f"{'target' if choice.free else 'label'}: most rows have none, and are left out; {MERGED}"
     others = [one for one in sketch.seen if one.column not in (*choice.texts, choice.label) and _is_text(one)]
     for other in others[:_MAX_TOLD]:
         named = is_field(other.column)

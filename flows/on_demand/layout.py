@@ -14,7 +14,7 @@ from ptpipeline.data.validation import MISSING
 from ptpipeline.task.source import Source
 
 LOOKED_AT, _COMPARED = 1000, 100  # lines that tell the dialect, and that are parted by each delimiter
-_QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
+_QUOTED = re.compile(r'(^|\t)"[^\t"]*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
 _BY_BLANKS = re.compile(r'(?:"[^"]*"|\w+)(?: "[^"]*")+\s*')  # names as R's write.table parts them
 _FASTTEXT = "__label__"  # what fastText writes before a label
 _TO_TSV = (

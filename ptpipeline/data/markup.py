@@ -11,8 +11,10 @@ class Kind(NamedTuple):
     fix: str
 
 
+# What may stand in front any number of times is passed for good (`*+`): a comment that might end at each later end of
+# one would be tried in all ways, which takes for ever.
 _TAG = r"<([A-Za-z_][\w.:-]*)(?:\s[^<>]*)?>"
-_ELEMENTS = re.compile(rf"\s*(?:<!--.*?-->\s*)*{_TAG}\s*<[A-Za-z_!]", re.DOTALL)
+_ELEMENTS = re.compile(rf"\s*(?:<!--.*?-->\s*)*+{_TAG}\s*<[A-Za-z_!]", re.DOTALL)
 _NO_ELEMENTS = ("html", "table")  # pages, of which no command makes rows
 _LIST = re.compile(r"(?:[ \t]*(?:#.*)?\n|---.*\n)*- [\w\"' -]+:(?: .*)?\n(?:[ \t]*\n)* +[\w\"' -]+:")
 
@@ -40,7 +42,7 @@ YAML = Kind(
 )
 
 _DUMP = re.compile(  # comments and settings above the first statement that makes something
-    r"(?:\s|--.*\n|/\*(?:.|\n)*?\*/;?|(?:SET|PRAGMA|BEGIN|USE|LOCK|DROP|SELECT)\b[^;]*;)*"
+    r"(?:\s|--.*\n|/\*(?:.|\n)*?\*/;?|(?:SET|PRAGMA|BEGIN|USE|LOCK|DROP|SELECT)\b[^;]*;)*+"
     r"(?:CREATE|INSERT)\s(?:[A-Z\s]*\s)?(?:TABLE|INTO|DATABASE|SCHEMA|TYPE|SEQUENCE|EXTENSION)\s[^\n]*[(;]\s*$",
     re.IGNORECASE | re.MULTILINE,
 )

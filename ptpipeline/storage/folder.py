@@ -96,9 +96,8 @@ class FolderStore:
             with self._lock(), self._place(key) as place:  # not between a replace's read and its rename
                 with suppress(FileNotFoundError):
                     os.unlink(place.name, dir_fd=place.folder)
-                sync_names(
-                    place.folder
-                )  # deletions keep their order through a power loss: the manifest before its tensors
+                # deletions keep their order through a power loss: the manifest before its tensors
+                sync_names(place.folder)
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
         with self._translating(f"list {prefix}"):

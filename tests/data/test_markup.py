@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.data.local import tell_format
+from ptpipeline.data.markup import find_markup
 from ptpipeline.errors import DataError
 from tests.data.tables import load, pairs
 
@@ -93,3 +94,11 @@ def test_texts_of_markup_are_read(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["create table a (b int);", "CREATE TABLE a (b int);", "SELECT 1;"])
 def test_texts_of_sql_are_read(tmp_path: Path, text: str) -> None:
     assert pairs(load(tmp_path, f"{text}\tbad\n", "tsv", columns=["text", "label"])) == [(text, "bad")]
+
+
+@pytest.mark.parametrize(
+    "begin", ["/**/", "<!---->", "/*", "create ", "create table ", "set x;", "--\n", "\n", "- a:\n"]
+)
+def test_a_beginning_that_repeats_is_looked_at_in_no_time(begin: str) -> None:
+    """Each of these could be parted in 2^1000 ways, which would take for ever."""
+    assert find_markup(begin * 1000 + "x", "x") is None
