@@ -72,7 +72,10 @@ def parse_json(
     with parsing(what, fix, kind):
         if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS or body.count(b",") > MAX_VALUES:
             raise _Refused("holds too many values")
-        from_json(body, allow_inf_nan=False, cache_strings=False)  # refuses depth and lone surrogates
+        try:
+            from_json(body, allow_inf_nan=False, cache_strings=False)  # refuses depth and lone surrogates
+        except ValueError as error:  # its words name a place, and quote nothing
+            raise _Refused(f"is not valid JSON: {error}") from None
         return json.loads(
             body.decode(),
             parse_int=partial(_integer, largest),

@@ -140,6 +140,22 @@ def test_a_sentence_never_quotes_the_bytes() -> None:
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"{'model': 1}", "is not valid JSON: key must be a string at line 1 column 2"),
+        (b'{"secret": 1,}', "is not valid JSON: trailing comma at line 1 column 14"),
+        (b'{"a": 1}secret', "is not valid JSON: trailing characters at line 1 column 9"),
+        (b'"\xe9secret"', "is not valid JSON: invalid unicode code point at line 1 column 2"),
+        (b"secret", "is not valid JSON: expected value at line 1 column 1"),
+    ],
+)
+def test_what_is_no_json_is_told_with_its_place(body: bytes, told: str) -> None:
+    with pytest.raises(ArtifactError) as raised:
+        parse_json(body, "x", "mend it")
+    assert str(raised.value) == f"x: {told}; mend it"
+
+
 def test_an_error_of_ours_passes_as_it_is() -> None:
     with pytest.raises(NotFound, match="gone"), parsing("pointer"):
         raise NotFound("gone")

@@ -39,7 +39,7 @@ def make_router(service: Service) -> APIRouter:
         if given is None or not caller_of(request).may_use(given.task):  # who may not use it is told as if it was none
             raise unknown
         if given.labels and body.label not in given.labels:  # counted, a slip of the pen would be both versions' error
-            known = shorten(", ".join(sorted(given.labels)), _SHOWN)
+            known = shorten(", ".join(sorted(given.labels)), _SHOWN)[1:-1]
             raise Refusal(400, f"label: {given.task} has no such label; expected one of {known}", "invalid_label")
         if not trials.judge(*place, body.label):
             raise unknown

@@ -78,7 +78,7 @@ def test_a_label_that_neither_version_has_is_refused_and_the_right_one_may_follo
         ]
         assert [one.status_code for one in told] == [400, 200]
         assert told[0].json()["error"]["message"] == (
-            f"label: {TASK} has no such label; expected one of 'mixed, negative, positive'"
+            f"label: {TASK} has no such label; expected one of mixed, negative, positive"
         )
         again = client.post("/v1/feedback", json={"id": f"{answer['id']}-0", "label": "positive"})
         assert again.status_code == 200
