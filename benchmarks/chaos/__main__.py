@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     logging.getLogger().addHandler(logging.NullHandler())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the servers end with this process
     with (
         tempfile.TemporaryDirectory(prefix="ptp-chaos-", ignore_cleanup_errors=True) as folder,
         run_backends(Path(folder)) as backends,
