@@ -13,6 +13,8 @@ class DeadlineProtocol(TimedConnection):
     While a request is answered there is no deadline: what passed the guard may take its time.
     """
 
+    upgrades = True  # Prefect's workers and events come by websockets
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head."""
         super().connection_made(transport)

@@ -17,6 +17,7 @@ MOST = 512  # connections of one server before the oldest that waits for its cli
 class TimedConnection(H11Protocol):
     """A connection that is cut when its clock runs out; who inherits says when the clock starts and stops."""
 
+    upgrades = False  # whether a client may change to a websocket
     _clock: asyncio.TimerHandle | None = None
     since = 0.0
 
@@ -32,7 +33,7 @@ class TimedConnection(H11Protocol):
 
     def _should_upgrade(self) -> bool:
         """Stay with HTTP/1.1, whatever else a client offers (RFC 9110, section 7.8); uvicorn would warn each time."""
-        return False
+        return self.upgrades and bool(super()._should_upgrade())
 
     @property
     def is_answering(self) -> bool:

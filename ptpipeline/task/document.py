@@ -59,6 +59,7 @@ _SYNTAX = {
     "another document": "write each task in a file of its own, without `---` between them",
     "": "check the indent, the blank behind each colon, and the quotes around a text with braces or `: `",
 }
+_SHOWN = 200  # characters of a name
 _LOOKS_PLAIN = re.compile("[\u00a0\u2000-\u200b\u202f\u3000\uff1a]")  # blanks and a colon of other keyboards
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -296,7 +297,8 @@ def line_of(document: Any, loc: tuple[int | str, ...]) -> int:
 
 
 def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[BaseModel]) -> str:
-    field = ".".join(str(part) for part in loc) or "the document"
+    field = ".".join(str(part) if len(str(part)) <= _SHOWN else f"{str(part)[:_SHOWN]}..." for part in loc)
+    field = field or "the document"
     if error["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(_fields_at(model, error["loc"])))
         return f"{field}: unknown field; allowed here: {allowed}"

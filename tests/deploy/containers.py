@@ -34,7 +34,12 @@ _networks = itertools.count()
 
 
 def are_possible() -> bool:
-    """Whether this machine lets us make namespaces, overlays and bridges."""
+    """Whether this machine lets us make namespaces, overlays and bridges that carry packets: Docker lets those of other
+    bridges pass no more.
+    """
+    filtered = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if filtered.exists() and filtered.read_text().strip() == "1":
+        return False
     tools = all(shutil.which(name) for name in ("unshare", "nsenter", "setpriv", "ip", "chroot"))
     if not tools or os.geteuid() != 0:
         return False

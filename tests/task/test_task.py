@@ -373,6 +373,12 @@ def test_an_unknown_task_is_not_found(tmp_path: Path, name: str) -> None:
         find_task(tmp_path, name)
 
 
+def test_a_name_of_any_length_is_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match=rf":1: {'x' * 200}\.\.\.: unknown field; allowed here: ") as raised:
+        load_task(written(tmp_path, f"{'x' * 5000}: 1\n{GOOD}"))
+    assert len(str(raised.value)) < 1000
+
+
 @given(st.text(max_size=40))
 def test_no_text_ends_in_anything_but_a_task_file_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "reviews.yaml"
