@@ -375,7 +375,7 @@ def test_an_unknown_task_is_not_found(tmp_path: Path, name: str) -> None:
 
 def test_a_name_of_any_length_is_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match=rf":1: {'x' * 200}\.\.\.: unknown field; allowed here: ") as raised:
-        load_task(written(tmp_path, f"{'x' * 5000}: 1\n{GOOD}"))
+        load_task(written(tmp_path, f"? {'x' * 5000}\n: 1\n{GOOD}"))
     assert len(str(raised.value)) < 1000
 
 
