@@ -194,9 +194,9 @@ def guess_text(sketch: Sketch) -> str | None:
     long = [one for one in sketch.seen if _mostly_differs(one) and "text" in one.holds.split(" and ")]
     long = [one for one in long if one.column.strip().casefold() not in _TARGET] or long
     spoken = [one for one in long if one.words] or ([] if sketch.nested else long)
-    if (found := _by_name(long, _TEXT) or max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column) != "":
-        return found
-    return _by_name([one for one in sketch.seen if one.words and one.holds == "text" and one.different > 1], _TEXT)
+    repeated = [one for one in sketch.seen if one.words and one.holds == "text" and one.different > 1]
+    longest = max(spoken, key=lambda one: one.mean_length, default=_NOBODY).column
+    return _by_name(long, _TEXT) or longest or _by_name(repeated, _TEXT)
 
 
 def guess_label(sketch: Sketch, text: str) -> str | None:

@@ -177,7 +177,7 @@ def _advise_object(row: dict[str, Any]) -> str:
     """Return the command that makes rows of an object: of the longest list of objects in it, of its columns, or of the
     objects that it names.
     """
-    lists = list(_find_lists(row))
+    lists = _find_lists(row)
     if ("data",) in lists and isinstance(row["data"][0], dict) and "paragraphs" in row["data"][0]:
         articles = 'json.load(open(sys.argv[1], encoding="utf8"))["data"]'
         return f", for example a row for each question by: {SQUAD.replace('ARTICLES', articles)}"
