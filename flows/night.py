@@ -6,12 +6,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 
 from flows.requests import PREFECT_ACTOR, VERDICT_DIGITS, record_claim
-from flows.server.trigger import WORDS
 from flows.stages.approve import Approvals
 from flows.stages.chain import Night
 from flows.stages.context import MACHINE
 from flows.stages.outcome import Outcome, tabulate
 from flows.states import end_state, outlast, tag_run
+from flows.table import escape_words
 from ptpipeline.records.reports import PairedDifference, title_of
 from ptpipeline.records.verdicts import Check, Verdict
 from registry.card.markdown import escape
@@ -36,20 +36,13 @@ def end(night: Night, key: str) -> State[Any]:
 
 
 def build_table(night: Night) -> list[dict[str, Any]]:
-    """Return one row per task: its outcome with rounded figures, or `failed` with the reason.
-
-    Prefect renders the cells of a table as Markdown, so other people's words are escaped; `trigger` takes that back.
-    """
+    """Return one row per task: its outcome with rounded figures, or `failed` with the reason."""
     outcomes = {task: tabulate(outcome) for task, outcome in night.outcomes.items()}
     errors = {task: {"task": task, "status": "failed", "reason": sentence} for task, sentence in night.errors.items()}
     rows = [row for _, row in sorted((outcomes | errors).items())]
     columns = dict.fromkeys(name for row in rows for name in row)  # Prefect shows those of the first row
     ordered = [*(name for name in columns if name not in _WIDE), *(name for name in _WIDE if name in columns)]
-    return [{name: _escape_words(name, row.get(name)) for name in ordered} for row in rows]
-
-
-def _escape_words(column: str, value: Any) -> Any:
-    return escape(value) if column in WORDS and value else value
+    return [escape_words({name: row.get(name) for name in ordered}) for row in rows]
 
 
 def _render_row(row: dict[str, Any]) -> str:

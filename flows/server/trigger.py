@@ -10,12 +10,11 @@ from typing import Any
 from flows.requests import name_run, name_tasks
 from flows.server.api import FINAL, call
 from flows.server.pauses import explain_wait
+from flows.table import unescape_words
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import parse_json
 from ptpipeline.records.base import Record
-from registry.card.markdown import unescape
 
-WORDS = ("reason", "plan")  # columns of a run's table that may quote rows, labels and errors: they are escaped there
 _POLL_SECONDS = 2.0
 _PATIENCE = 12.0  # seconds; a worker that is free takes a run within 5
 _AWAY_SECONDS = 300.0  # a server that is started again takes one minute, a busy one of SQLite less
@@ -149,11 +148,7 @@ def _rows(prefect_url: str, run_id: str) -> list[dict[str, Any]]:
     body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "type": {"any_": ["table"]}}}
     artifacts = call("POST", f"{prefect_url}/artifacts/filter", body)
     return [
-        _take_back_escapes(row)
+        unescape_words(row)
         for artifact in artifacts
         for row in parse_json(artifact["data"].encode(), f"the table of flow run {run_id}", "run it again")
     ]
-
-
-def _take_back_escapes(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {name: unescape(row[name]) for name in WORDS if isinstance(row.get(name), str)}

@@ -22,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from fcntl import LOCK_EX, flock
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -40,6 +41,14 @@ _GONE, _EMPTY, _FILLED = range(3)  # what lies at the store's place
 _OTHERS = 0o007  # the rights of users who are neither the owner nor of its group
 
 log = logging.getLogger(__name__)
+
+
+class _Found(NamedTuple):
+    """What lies at a name within an open folder."""
+
+    folder: int
+    name: str
+    state: os.stat_result
 
 
 class FolderStore:
@@ -64,9 +73,8 @@ class FolderStore:
         return None if stored.etag == etag else stored
 
     def exists(self, key: str) -> bool:
-        with self._translating(f"read {key}"):
-            found = self._stat(key)
-        return found is not None and stat.S_ISREG(found.st_mode)
+        with self._translating(f"read {key}"), self._found(key) as found:
+            return found is not None and stat.S_ISREG(found.state.st_mode)
 
     def create(self, key: str, body: bytes) -> None:
         check_bytes(self.url, key, len(body))
@@ -89,36 +97,33 @@ class FolderStore:
                 sync_names(place.folder)
 
     def delete(self, key: str) -> None:
-        with self._translating(f"delete {key}"):
-            found = self._stat(key)
-            if found is None or stat.S_ISDIR(found.st_mode):
+        with self._translating(f"delete {key}"), self._found(key) as found:
+            if found is None or stat.S_ISDIR(found.state.st_mode):
                 return
-            with self._lock(), self._place(key) as place:  # not between a replace's read and its rename
+            with self._lock():  # not between a replace's read and its rename
                 with suppress(FileNotFoundError):
-                    os.unlink(place.name, dir_fd=place.folder)
+                    os.unlink(found.name, dir_fd=found.folder)
                 # deletions keep their order through a power loss: the manifest before its tensors
-                sync_names(place.folder)
+                sync_names(found.folder)
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
-        with self._translating(f"list {prefix}"):
-            found = self._stat(prefix)
+        with self._translating(f"list {prefix}"), self._found(prefix) as found:
             if found is None:
                 return
-            if stat.S_ISLNK(found.st_mode):
-                yield _listed(found, prefix)
+            if stat.S_ISLNK(found.state.st_mode):
+                yield _listed(found.state, prefix)
                 return
-            with self._place(prefix) as place:
-                yield from _files(place.folder, place.name, prefix)
+            yield from _files(found.folder, found.name, prefix)
 
     def keys(self, prefix: str) -> Iterator[str]:
         return (item.key for item in self.list_objects(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
-        with self._translating(f"list {prefix}"):
-            if self._stat(prefix) is None:
+        with self._translating(f"list {prefix}"), self._found(prefix) as found:
+            if found is None:
                 return
-            with self._place(prefix) as place, entries(place.folder, place.name) as (_, found):
-                for entry in found:
+            with entries(found.folder, found.name) as (_, below):
+                for entry in below:
                     if entry.is_dir(follow_symlinks=False):
                         yield f"{prefix}/{entry.name}"
 
@@ -155,14 +160,16 @@ class FolderStore:
                     raise
             yield folder
 
-    def _stat(self, key: str) -> os.stat_result | None:
-        """Return what lies at the key, be it a link; None if nothing does."""
+    @contextmanager
+    def _found(self, key: str) -> Iterator[_Found | None]:
+        """Yield what lies at the key, be it a link, in its folder, which stays open; None if nothing does."""
         self._look()
-        try:
-            with self._place(key) as place:
-                return os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        found = None
+        with ExitStack() as opened:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                folder, name = opened.enter_context(self._place(key))
+                found = _Found(folder, name, os.stat(name, dir_fd=folder, follow_symlinks=False))
+            yield found
 
     def _not_ours(self, path: Path) -> ArtifactError:
         what = "a symbolic link" if path.is_symlink() else "no regular file"
