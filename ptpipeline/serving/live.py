@@ -227,6 +227,8 @@ class Live:
 
     def poll(self) -> None:
         """Look at the store once, and take over what changed."""
+        with self._changing:
+            self._good.catch_up()
         try:
             if self._pointers.discover():
                 self._forget_gone()

@@ -54,8 +54,9 @@ class _Found(NamedTuple):
 class FolderStore:
     """One process or many on one machine; the file system needs hard links and flock."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, setting: str = "PTP_STORE") -> None:
+        """setting: names the folder, for messages."""
+        self.root, self._setting = root, setting
         self.url = self.where = f"file://{root}"
         self._swept = self._said = False
         self._seen = _GONE
@@ -262,7 +263,7 @@ class FolderStore:
         except OSError as error:
             fix = "make room there" if error.errno in _FULL else "repair the folder"
             raise SettingsError(
-                f"{self.url}: cannot {doing}: {error.strerror}; {fix}, or name another with PTP_STORE"
+                f"{self.url}: cannot {doing}: {error.strerror}; {fix}, or name another with {self._setting}"
             ) from error
 
 

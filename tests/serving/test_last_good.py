@@ -1,5 +1,6 @@
 """With the store away a server goes on, starts again, and answers with what it had, for as long as it takes."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.serving import holdings
 from ptpipeline.serving.engine import Question
 from ptpipeline.serving.pointers import DISCOVER
-from ptpipeline.storage.keys import manifest_key
+from ptpipeline.storage.keys import manifest_key, pointer_key
 from tests.evaluation.probed import fields, tiny
 from tests.serving.registered import TASK, a_prompt, add_version, point
 from tests.serving.test_live import WORDS, Away, Server, digest, server, store
@@ -135,6 +136,51 @@ def test_a_day_without_the_store_fails_no_request(server: Server, store: Away, t
     point(store, 2, digest(2), 2)
     running.poll(60)
     assert running.live.find(TASK).number == 2
+
+
+def answer_without_the_store(store: Away, home: Path) -> int | None:
+    """Return the version of a server that starts with the store away."""
+    again = Server(store, home)
+    again.live.hold_last_good()
+    assert again.reasons() == []
+    return again.live.find(TASK).number
+
+
+def test_what_the_disk_does_not_take_leaves_the_last_good_set_as_it_was(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    (server.live._good.store.root / manifest_key(TASK, digest(2))).mkdir(parents=True)
+    for number in (2, 3):
+        point(store, number, digest(number), number)
+        server.poll()
+    server.poll(2 * holdings.RETAINED)
+    assert server.live.find(TASK).number == 3
+    assert answer_without_the_store(store, tmp_path / "home") == 1
+
+
+def test_what_the_disk_did_not_take_is_kept_as_soon_as_it_does(
+    server: Server, store: Away, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    refused = server.live._good.store.root / manifest_key(TASK, digest(2))
+    refused.mkdir(parents=True)
+    point(store, 2, digest(2), 2)
+    server.poll()
+    refused.rmdir()
+    store.away = True
+    server.poll()
+    assert answer_without_the_store(store, tmp_path / "home") == 2
+    assert caplog.text.count("would not know it") == 1
+    assert caplog.text.count("is kept for a restart again") == 1
+
+
+def test_what_the_disk_did_not_take_is_forgotten_with_what_is_served_no_more(server: Server, store: Away) -> None:
+    good = server.live._good
+    (good.store.root / manifest_key(TASK, digest(2))).mkdir(parents=True)
+    point(store, 2, digest(2), 2)
+    server.poll()
+    good.keep({digest(1)})
+    assert list(good._owed[TASK]) == [pointer_key(TASK, "production")]
 
 
 def test_a_link_in_the_last_good_set_is_replaced(server: Server, store: Away, tmp_path: Path) -> None:
