@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import uvicorn
 from fastapi import FastAPI
 
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import PtpError, SettingsError
 from ptpipeline.server.certificates import Certificate, open_certificate
 from ptpipeline.server.connections import IDLE_SECONDS, PatientConnection
 from ptpipeline.server.door import Ending
@@ -47,6 +47,7 @@ class Server:
         self._socket = take_port(address.host, address.port)
         self._address, self._ending = address, ending
         self._listener: _Listener | None = None
+        self._error: PtpError | None = None
 
     @property
     def port(self) -> int:
@@ -66,15 +67,21 @@ class Server:
         return self._listener is not None and self._listener.started
 
     def run(self, application: FastAPI) -> None:
-        """Answer with the application until a signal or `end` ends it; then finish what is under way."""
+        """Answer with the application until a signal or `end` ends it; then finish what is under way.
+
+        Raises the error that `end` was given.
+        """
         _allow_files(FILES)
         drain = self._address.drain
         self._listener = listener = _Listener(application, self._socket, self._certificate, drain, self._ending)
         with _taking_hangups(listener.handle_exit):
             listener.run()
+        if self._error is not None:
+            raise self._error
 
-    def end(self) -> None:
-        """End it from another thread, without a drain."""
+    def end(self, error: PtpError | None = None) -> None:
+        """End it from another thread, without a drain; `run` raises the error."""
+        self._error = error
         if self._listener is not None:
             self._listener.handle_exit(signal.SIGINT, None)
 

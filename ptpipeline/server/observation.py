@@ -26,15 +26,15 @@ def make_router(service: Service, ending: Ending) -> APIRouter:
     @router.get("/healthz", response_class=PlainTextResponse)
     async def tell_health() -> Response:
         """Answer 200 as long as this process can answer anything."""
-        if not service.answerer.observe().alive:
-            return PlainTextResponse("nothing computes any more; the log says why", 503)
-        return PlainTextResponse("OK")
+        return PlainTextResponse("OK") if service.answerer.observe().alive else _tell_death()
 
     @router.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Not now"}})
     async def tell_readiness() -> Response:
         """Answer 200 while requests may be sent here, 503 before the first version is loaded and before the end."""
         if ending.begun:
             return PlainTextResponse("this server is about to end", 503)
+        if not service.answerer.observe().alive:
+            return _tell_death()
         if not service.live.ready:
             return PlainTextResponse("the versions are not loaded yet", 503)
         return PlainTextResponse("OK")
@@ -76,6 +76,10 @@ def make_router(service: Service, ending: Ending) -> APIRouter:
         return PlainTextResponse(service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     return router
+
+
+def _tell_death() -> Response:
+    return PlainTextResponse("nothing computes any more; the log says why", 503)
 
 
 def _find_all(service: Service, request: Request) -> list[tuple[Promotion, Served]]:

@@ -21,6 +21,7 @@ from ptpipeline.server.limits import Limits
 from ptpipeline.server.listen import END_SECONDS, Address, Server
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.service import Service
+from ptpipeline.serving.answerer import Answerer
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway
@@ -30,6 +31,8 @@ from ptpipeline.settings import Settings, check_place, is_own_host
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import sound_tasks
+
+ALIVE_SECONDS = 1.0  # between two looks at what computes
 
 log = logging.getLogger("ptpipeline.server")
 
@@ -51,7 +54,8 @@ def serve(settings: Settings, options: Options) -> None:
     """Serve the store's prompts until a signal ends it.
 
     Raises SettingsError if the address is taken, if nobody could ask, if everybody of a network could, or if the store
-    is a folder that is not there; NotFound for a base that is not declared; and what loading the base raises.
+    is a folder that is not there; NotFound for a base that is not declared; what loading the base raises; and PtpError
+    if a defect ends the thread that computes.
     """
     check_place(settings, "store")
     tokens, ending = _open_tokens(options), Ending()
@@ -68,7 +72,9 @@ def serve(settings: Settings, options: Options) -> None:
     @contextlib.asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(asyncio.to_thread(_start, live))  # meanwhile probes are answered
+        watching = asyncio.create_task(_watch(answerer, server))
         yield
+        watching.cancel()
         with contextlib.suppress(TimedOut):
             await answerer.drain(END_SECONDS)
         await asyncio.to_thread(live.stop)
@@ -78,6 +84,13 @@ def serve(settings: Settings, options: Options) -> None:
     service = Service(live, answerer, Limits(), Metrics(live, answerer), options.log_texts)
     log.info("serving at %s", server.url)
     server.run(make_application(service, tokens, ending, run))
+
+
+async def _watch(answerer: Answerer, server: Server) -> None:
+    """End the server if nothing computes any more: whoever restarts it when it ends mends that, and nobody else."""
+    while answerer.observe().alive:
+        await asyncio.sleep(ALIVE_SECONDS)
+    server.end(PtpError("the thread that computes ended by a defect, which is told above; start the server again"))
 
 
 def _start(live: Live) -> None:

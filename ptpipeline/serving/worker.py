@@ -102,6 +102,8 @@ class Worker:
                 self._prepare(rows)
                 self._answer(rows)
                 self._generate()
+        except Exception as error:  # noqa: BLE001, whoever asks is told that nothing computes, and this is why
+            log.error("nothing is computed any more: %s", place_of(error))
         finally:
             self._refuse()
 

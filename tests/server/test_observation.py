@@ -22,7 +22,8 @@ from tests.serving.registered import Clock, OnEngine, point
 
 def test_a_server_is_not_ready_before_its_first_look_at_the_store(tmp_path: Path) -> None:
     live, application = Live(FolderStore(tmp_path / "store"), OnEngine(), tmp_path / "home"), FastAPI()
-    application.include_router(make_router(Service(live, None, Limits(), None), Ending()))  # type: ignore[arg-type]
+    service = Service(live, Unobserved(), Limits(), None)  # type: ignore[arg-type]
+    application.include_router(make_router(service, Ending()))
     client = TestClient(application)
     assert (client.get("/readyz").status_code, client.get("/readyz").text) == (503, "the versions are not loaded yet")
     live.start()

@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from benchmarks.fixtures.s3_server import free_ports, wait_until_healthy
-from ptpipeline.errors import NotFound, SettingsError
+from ptpipeline.errors import NotFound, PtpError, SettingsError
 from ptpipeline.server.listen import Address
 from ptpipeline.server.serve import Options, _check_folder, _choose_base, serve
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.live import Live
+from ptpipeline.serving.worker import Worker
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
 from tests.evaluation.probed import tiny
@@ -70,6 +71,25 @@ def test_ptp_serve_answers_by_vllm(vllm: Vllm, tmp_path: Path) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def test_a_server_whose_computing_thread_died_ends_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever starts it again would else never: it answers every request with an error."""
+
+    def fail(_: Worker) -> bool:
+        raise MemoryError("a private text")
+
+    monkeypatch.setattr(Worker, "_wait", fail)
+    tiny_project(tmp_path)
+    store = FolderStore(tmp_path / "store")
+    fill(store)
+    settings = Settings(home=tmp_path / "home", tasks=tmp_path / "tasks", store=store.url)
+    with pytest.raises(PtpError, match="start the server again"):
+        serve(settings, Options(Address("127.0.0.1", 0), None))
+    assert "nothing is computed any more: unexpected MemoryError at" in caplog.text
+    assert "private" not in caplog.text
 
 
 def wait_for_address(log: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> str:
