@@ -55,7 +55,9 @@ def find_overdue(registry: Registry, settings: Settings, time: datetime | None =
     now = registry.ledger.database.time()
     clocks = Clocks(time or now, now - read_clock())
     tasks, broken = sound_tasks(settings.tasks)
-    nights = [night for night in list_nights(registry.ledger, _NIGHTS) if night.flow == "nightly"]
+    latest = clocks.time + GRACE  # what is dated later was dated by a clock that was wrong
+    recorded = list_nights(registry.ledger, _NIGHTS)
+    nights = [night for night in recorded if night.flow == "nightly" and _time(night.started) <= latest]
     return [
         *_broken_tasks(settings, broken, clocks),
         *_stale_tasks(registry, settings, tasks, clocks),
@@ -95,7 +97,7 @@ def _broken_tasks(settings: Settings, broken: Mapping[str, str], clocks: Clocks)
 
 
 def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], clocks: Clocks) -> Iterator[Overdue]:
-    """Yield the tasks whose newest verdict, or without one whose file, is older than `max_age`."""
+    """Yield the tasks whose newest verdict, or without one whose file, is older than `max_age`, or of unknown age."""
     judged = registry.ledger.last_judged()
     for task in tasks:
         if task.max_age is None:
@@ -105,13 +107,17 @@ def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], 
         age = (clocks.time - (since if last else clocks.date(since))).total_seconds() / 3600
         if age > task.max_age:
             what = f"its last verdict is {age:.1f} hours old" if last else f"no verdict in {age:.1f} hours"
-            yield Overdue(
-                kind="stale_task",
-                about=task.name,
-                since=since.isoformat(),
-                sentence=f"{task.name}: {what}, more than max_age ({task.max_age:g}); look at `ptp nights`, or "
-                f"`ptp run {task.name}`",
-            )
+            what += f", more than max_age ({task.max_age:g})"
+        elif last and since > clocks.time + GRACE:
+            what = f"a wrong clock dated its last verdict {-age:.1f} hours ahead, so nobody knows how old it is"
+        else:
+            continue
+        yield Overdue(
+            kind="stale_task",
+            about=task.name,
+            since=since.isoformat(),
+            sentence=f"{task.name}: {what}; look at `ptp nights`, or `ptp run {task.name}`",
+        )
 
 
 def _missing_nights(

@@ -176,14 +176,14 @@ class Ledger(Results):
         ]
 
     def history(self, task: str, alias: str | None = None) -> list[Promotion]:
-        """Return every promotion of the task, or of one alias, oldest first."""
+        """Return every promotion of the task, or of one alias, oldest first: those of several aliases by time, those of
+        one by number, because the clock may have been set back between two of them.
+        """
         table = tables.promotion
-        query = select(table).where(table.c.task == task)
-        query = (
-            query.order_by(table.c.at, table.c.seq)
-            if alias is None
-            else query.where(table.c.alias == alias).order_by(table.c.seq)
-        )
+        newest = func.max(table.c.at).over(partition_by=table.c.alias, order_by=table.c.seq)  # up to that row
+        query = select(table).where(table.c.task == task).order_by(newest, table.c.seq)
+        if alias is not None:
+            query = query.where(table.c.alias == alias)
         return [Promotion(**row._mapping) for row in self._rows(query)]
 
     def promotion(self, task: str, alias: str, seq: int) -> Promotion | None:

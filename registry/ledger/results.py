@@ -244,13 +244,9 @@ def _describe_refusal(connection: Connection, verdict: Verdict, digest: str) -> 
 
 
 def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:
-    put(
-        connection,
-        tables.training,
-        {"task": tuned.task, "training_key": tuned.training_key},
-        record=tuned.to_json(),
-        at=read_time(connection),
-    )
+    table, key = tables.training, {"task": tuned.task, "training_key": tuned.training_key}
+    at = time_after(connection, table, table.c.task == tuned.task)
+    put(connection, table, key, record=tuned.to_json(), at=at)
 
 
 def _put_report(connection: Connection, report: Report) -> None:

@@ -94,6 +94,15 @@ def test_a_task_that_was_never_judged_counts_from_its_file(place: Place, hours: 
     assert [one.sentence[:25] for one in place.overdue()] == ["mood: no verdict in 31.0 h"[:25]] * stale
 
 
+def test_a_verdict_from_the_future_is_stale_because_nobody_knows_its_age(place: Place) -> None:
+    place.declare("max_age: 30")
+    place.judge(NOON + timedelta(days=30))
+    assert [one.sentence for one in place.overdue()] == [
+        "mood: a wrong clock dated its last verdict 720.0 hours ahead, so nobody knows how old it is; look at "
+        "`ptp nights`, or `ptp run mood`"
+    ]
+
+
 def test_a_task_without_max_age_is_never_stale(place: Place) -> None:
     place.declare("promote: manual")
     place.judge(LONG_AGO)
@@ -161,6 +170,14 @@ def test_another_run_is_not_the_night(place: Place, cause: str, flow: str) -> No
     place.declare(SCHEDULED)
     place.night("other", DUE + timedelta(minutes=1), cause, flow)
     place.end("other")
+    assert [one.kind for one in place.overdue(DUE + timedelta(hours=1))] == ["night_missing"]
+
+
+def test_a_night_from_the_future_hides_no_missing_night(place: Place) -> None:
+    """A clock that was ahead dated it."""
+    place.declare(SCHEDULED)
+    place.night("ahead", DUE + timedelta(days=30))
+    place.end("ahead")
     assert [one.kind for one in place.overdue(DUE + timedelta(hours=1))] == ["night_missing"]
 
 

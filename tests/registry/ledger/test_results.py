@@ -206,24 +206,30 @@ def test_a_refusal_is_told_with_its_version_and_with_what_is_in_production(ledge
     assert (told[-1].kind, refusal["from"], refusal["to"]) == ("gate_failed", 1, 2)
 
 
-def test_a_history_of_all_aliases_is_in_order_of_time_then_of_number(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    ("days", "order"),
+    [
+        ((1, 1, 2), [("production", 1), ("production", 2), ("canary", 1)]),
+        ((3, 1, 2), [("canary", 1), ("production", 1), ("production", 2)]),  # the clock was set back after the first
+    ],
+)
+def test_a_history_of_all_aliases_is_in_order_of_time_and_each_in_order_of_number(
+    ledger: Ledger, days: tuple[int, int, int], order: list[tuple[str, int]]
+) -> None:
     ledger.add_version("mood", ONE)
-    for alias, expected, at in (("production", 0, "1"), ("production", 1, "1"), ("canary", 0, "2")):
-        move = Move(
-            task="mood",
-            alias=alias,
-            version=1,
-            actor="me",
-            reason="why",
-            expected=expected,
-            at=f"2026-01-0{at}T00:00:00+00:00",
-        )
-        ledger.append(move)
-    assert [(row.alias, row.seq) for row in ledger.history("mood")] == [
-        ("production", 1),
-        ("production", 2),
-        ("canary", 1),
-    ]
+    for alias, expected, day in zip(("production", "production", "canary"), (0, 1, 0), days, strict=True):
+        at = f"2026-01-0{day}T00:00:00+00:00"
+        ledger.append(Move(task="mood", alias=alias, version=1, actor="me", reason="why", expected=expected, at=at))
+    assert [(row.alias, row.seq) for row in ledger.history("mood")] == order
+
+
+def test_what_a_task_trained_last_does_not_depend_on_the_clock(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = a_request(a_task()).tuned
+    second = first.model_copy(update={"training_key": "another"})
+    for day, tuned in (("2026-02-02", first), ("2026-01-01", second)):
+        monkeypatch.setattr(clock, "now", lambda day=day: f"{day}T00:00:00+00:00")
+        ledger.save_tuned(tuned)
+    assert ledger.last_tuned("mood") == second
 
 
 def test_a_task_that_comes_to_the_verdict_that_it_had_was_judged_by_then(
