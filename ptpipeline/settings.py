@@ -99,7 +99,7 @@ class _Recorded(NamedTuple):
     pids: dict[str, int]
 
 
-def load_settings() -> Settings:
+def load_settings(*, starting: bool = False) -> Settings:
     """Return settings from the environment, then from the local stack's record, then folders under PTP_HOME.
 
     Puts the keys of the local stack's servers into the process environment, where the clients of S3, Prefect and MLflow
@@ -114,7 +114,7 @@ def load_settings() -> Settings:
         home, tasks = resolve_path(env.home), resolve_path(env.tasks)
         if os.path.isdir(home):
             make_private(home)
-        recorded, pids = _read_recorded(home)
+        recorded, pids = _read_recorded(home, starting)
         given = env.model_dump(exclude_unset=True)
         if "store" in given:
             recorded.pop("s3_endpoint", None)  # another store is not on the stack's server
@@ -248,13 +248,14 @@ def read_secrets(home: Path) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
-def _read_recorded(home: Path) -> _Recorded:
+def _read_recorded(home: Path, starting: bool) -> _Recorded:
     path = home / STACK_FILE
     try:
         found = json.loads(_read_text(path))
+        written = str(found.get("home", home))
         recorded = {name: str(value) for name, value in found["settings"].items()}
         processes = found.get("processes", {}).items()
-        return _Recorded(recorded, {name: int(process["pid"]) for name, process in processes})
+        pids = {name: int(process["pid"]) for name, process in processes}
     except FileNotFoundError:
         return _Recorded({}, {})
     except OSError as error:
@@ -263,6 +264,14 @@ def _read_recorded(home: Path) -> _Recorded:
         raise SettingsError(
             f"{path}: not a stack record ({type(error).__name__}: {error}); remove it and run `ptp up`"
         ) from None
+    if written == str(home):
+        return _Recorded(recorded, pids)
+    if starting:
+        return _Recorded({}, {})
+    raise SettingsError(
+        f"{path}: it was copied or moved here with its folder, and names servers and ledger of {written}: `ptp up` "
+        "starts servers of this folder's own"
+    )
 
 
 def _read_text(path: Path) -> str:

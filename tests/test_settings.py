@@ -392,6 +392,15 @@ def test_a_broken_record_of_the_stack_is_named(home: Path, body: bytes) -> None:
         load_settings()
 
 
+def test_the_record_of_a_folder_that_was_copied_points_nobody_at_the_originals_servers(home: Path) -> None:
+    record(home, {"settings": RECORDED, "processes": {}, "home": "/elsewhere/.ptp"})
+    with pytest.raises(SettingsError, match=r"copied or moved here .* of /elsewhere/\.ptp: `ptp up` starts servers of"):
+        load_settings()
+    assert load_settings(starting=True).store == f"file://{home}/store"
+    record(home, {"settings": RECORDED, "processes": {}, "home": str(home)})
+    assert load_settings().store == RECORDED["store"]
+
+
 def test_a_wrong_variable_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_CHECKPOINT_SECONDS", "0")
     with pytest.raises(SettingsError, match=r"PTP_CHECKPOINT_SECONDS: .*greater than 0; found '0'"):

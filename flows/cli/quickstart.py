@@ -36,7 +36,7 @@ from ptpipeline.data.sources import read_rows
 from ptpipeline.models.base import prepare_base
 from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import find_task
-settings = load_settings()
+settings = load_settings(starting=True)
 for name in sys.argv[1:]:
     task = find_task(settings.tasks, name)
     read_rows(task, settings.home)
@@ -47,7 +47,7 @@ for name in sys.argv[1:]:
 def quickstart() -> None:
     """Go the whole way from nothing to promoted prompts; raise PtpError if a step fails."""
     started = time.monotonic()
-    settings = load_settings()
+    settings = load_settings(starting=True)
     _print_step("1/5 fetching the demo data and the base model (a few hundred MB the first time)")
     _fetch(TASKS)
     fetched = time.monotonic()

@@ -34,7 +34,7 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     from ptpipeline.settings import load_settings
     from ptpipeline.task.folder import sound_tasks
 
-    here = load_settings()
+    here = load_settings(starting=True)
     sound, broken = sound_tasks(here.tasks)  # first: in a wrong folder nothing starts
     start(here.home, Ports(prefect=prefect_port, mlflow=mlflow_port, storage=s3_port))
     settings = load_settings()

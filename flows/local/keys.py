@@ -33,8 +33,18 @@ def load_keys(home: Path) -> dict[str, str]:
     }
     keys = new | existing
     if keys != existing:
-        write_private(home / STACK_SECRETS, "".join(f"{name}={value}\n" for name, value in keys.items()).encode())
+        _write(home, keys)
     return {name: keys[name] for name in new}
+
+
+def renew_keys(home: Path) -> None:
+    """Let `load_keys` make all secrets anew, but for what data are encrypted with."""
+    kept = {name: value for name, value in read_secrets(home).items() if name == WEBHOOK_KEY}
+    _write(home, kept)
+
+
+def _write(home: Path, keys: Mapping[str, str]) -> None:
+    write_private(home / STACK_SECRETS, "".join(f"{name}={value}\n" for name, value in keys.items()).encode())
 
 
 def credential(keys: Mapping[str, str], name: str) -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from flows.local import certificate
-from flows.local.keys import load_keys
+from flows.local.keys import load_keys, renew_keys
 from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
 from flows.local.ports import Ports, choose_ports
 from flows.local.process import (
@@ -59,10 +59,14 @@ log = logging.getLogger("ptpipeline.stack")
 
 
 class Stack(Record):
-    """The record of a stack: the PTP_* settings that point at it, and the processes that run it, by name."""
+    """The record of a stack: the PTP_* settings that point at it, and the processes that run it, by name.
+
+    `home` is the folder that it is of; None if an older ptpipeline wrote it.
+    """
 
     settings: dict[str, str]
     processes: dict[str, Process]
+    home: str | None = None
 
 
 class ServerStatus(Record):
@@ -105,7 +109,7 @@ def down(home: Path) -> None:
         return
     with private_files(), _lock(home):
         stack = read(home)
-        _stop_servers(home, dict(stack.processes) if stack else {})
+        _stop_servers(home, _list_processes(home, stack))
         _stop_all([*find_marked(mark_prefix(home)), *find_flow_runs(home).values()])
         if stack:
             _write(home, stack.model_copy(update={"processes": {}}))
@@ -116,7 +120,8 @@ def status(home: Path) -> list[ServerStatus]:
     home = resolve_path(home)
     stack = read(home)
     config = StackConfig(home, _recorded_ports(stack), load_keys(home)) if stack else None
-    return [_server_status(name, stack, config) for name in NAMES]
+    processes = _list_processes(home, stack)
+    return [_server_status(name, processes.get(name), config) for name in NAMES]
 
 
 def read(home: Path) -> Stack | None:
@@ -140,13 +145,15 @@ def read(home: Path) -> Stack | None:
 
 def _start_missing(home: Path, requested: Ports) -> Stack:
     before = read(home)
-    running = _keep_current(home, before.processes if before else {})
+    running = _keep_current(home, _list_processes(home, before))
+    if before and before.home not in (None, str(home)):
+        renew_keys(home)  # else the servers of either folder would take requests that are meant for the other's
     config = StackConfig(home, choose_ports(requested, _recorded_ports(before), running), load_keys(home))
     certificate.ensure(home)
     if before:
         _stop_dependents(running, _recorded_ports(before), config.ports)
     if set(running) == set(NAMES):
-        return Stack(settings=config.settings(), processes=running)
+        return Stack(settings=config.settings(), processes=running, home=str(home))
     with ThreadPoolExecutor(len(NAMES)) as pool, ExitStack() as undo:
         undo.callback(_restore, home, before)
         waits: dict[str, Future[None]] = {}
@@ -162,12 +169,12 @@ def _start_missing(home: Path, requested: Ports) -> Stack:
                 running[name] = spawn(server.command, server.environment, _log_of(home, name), port, server.folder)
                 undo.callback(stop, running[name])
                 reached(f"started {name}")  # whoever is killed here leaves a process that no record names
-                _write(home, Stack(settings=config.settings(), processes=running))
+                _write(home, Stack(settings=config.settings(), processes=running, home=str(home)))
             waits[name] = pool.submit(_wait, server, running[name], home, started)
         for wait in waits.values():
             wait.result()
         undo.pop_all()
-    return Stack(settings=config.settings(), processes=running)
+    return Stack(settings=config.settings(), processes=running, home=str(home))
 
 
 def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process]:
@@ -275,8 +282,14 @@ def _recorded_ports(stack: Stack | None) -> dict[str, int]:
 # ---------------------------------------------------------------- the record
 
 
-def _server_status(name: str, stack: Stack | None, config: StackConfig | None) -> ServerStatus:
-    process = stack.processes.get(name) if stack else None
+def _list_processes(home: Path, stack: Stack | None) -> dict[str, Process]:
+    """Return the recorded processes; none if the folder is a copy of another, whose processes they are."""
+    if stack is None or (stack.home not in (None, str(home)) and (Path(str(stack.home)) / STACK_FILE).exists()):
+        return {}
+    return dict(stack.processes)
+
+
+def _server_status(name: str, process: Process | None, config: StackConfig | None) -> ServerStatus:
     address = config.address(name) if config and name in DEFAULT_PORTS else None
     if process is None or config is None or not is_alive(process):
         return ServerStatus(name=name, state="down", address=address, pid=None, memory=0)

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from flows.local import certificate
-from flows.local.keys import credential, load_keys
+from flows.local.keys import WEBHOOK_KEY, credential, load_keys, renew_keys
 from ptpipeline.errors import StackError
 
 
@@ -69,3 +69,10 @@ def test_a_certificate_without_its_key_is_made_anew(tmp_path: Path, lost: int) -
     certificate.ensure(tmp_path)
     held, own = public_keys(tmp_path)
     assert held == own
+
+
+def test_renewed_keys_open_nothing_that_the_old_ones_did_and_read_what_was_encrypted(tmp_path: Path) -> None:
+    before = load_keys(tmp_path)
+    renew_keys(tmp_path)
+    after = load_keys(tmp_path)
+    assert {name for name in before if before[name] == after[name]} == {WEBHOOK_KEY, "MLFLOW_TRACKING_USERNAME"}

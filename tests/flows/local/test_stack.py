@@ -279,6 +279,22 @@ def test_a_server_that_does_not_answer_is_not_up_and_one_that_ended_is_down(tmp_
     assert found["worker"] == ("down", None, None)
 
 
+@pytest.mark.parametrize(("original", "ended"), [("stays", False), ("is moved here", True)])
+def test_a_copied_folder_has_no_part_in_the_originals_servers_and_a_moved_one_has(
+    tmp_path: Path, sleeping: Sleeping, original: str, ended: bool
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    storage = sleeping(StackConfig(first, {}, {}).mark("storage"))
+    settings = StackConfig(first, {"storage": 1, "mlflow": 2, "prefect": 3}, {}).settings()
+    for home in (first, second) if original == "stays" else (second,):
+        home.mkdir()
+        stack._write(home, Stack(settings=settings, processes={"storage": storage}, home=str(first)))
+    found = next(server for server in status(second) if server.name == "storage")
+    assert (found.pid is None) is not ended
+    down(second)
+    assert is_alive(storage) is not ended
+
+
 def test_the_record_is_private_and_goes_with_what_made_it(tmp_path: Path) -> None:
     before, after = (Stack(settings={"store": store}, processes={}) for store in ("s3://one", "s3://two"))
     path = tmp_path / "stack.json"
