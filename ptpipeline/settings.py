@@ -141,7 +141,7 @@ def load_settings(*, starting: bool = False) -> Settings:
     if recorded:
         replaced = {name for name in given if name == "store" or given[name] != recorded.get(name)}
         _export_keys(home, replaced, _Recorded(recorded, pids))
-    own = {name: default for name, default in _defaults(home).items() if not getattr(settings, name)}
+    own = {name: default for name, default in without_stack(home).items() if not getattr(settings, name)}
     return settings.model_copy(update=own)
 
 
@@ -165,7 +165,7 @@ def check_place(settings: Settings, used: Literal["store", "ledger"]) -> None:
 
     So a person who stands in another folder than the project's is told so, instead of that nothing is registered.
     """
-    if getattr(settings, used) != _defaults(settings.home)[used] or os.path.isdir(settings.tasks):
+    if getattr(settings, used) != without_stack(settings.home)[used] or os.path.isdir(settings.tasks):
         return
     try:
         if os.listdir(settings.home):
@@ -181,7 +181,8 @@ def check_place(settings: Settings, used: Literal["store", "ledger"]) -> None:
     )
 
 
-def _defaults(home: Path) -> dict[str, str]:
+def without_stack(home: Path) -> dict[str, str]:
+    """Return the settings of store and ledger that hold where neither the environment nor a stack names any."""
     return {"store": f"file://{home / 'store'}", "ledger": f"sqlite:///{home / 'ledger.db'}"}
 
 

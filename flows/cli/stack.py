@@ -1,5 +1,6 @@
 """Verbs of `ptp` for the local stack: start it, stop it, show its state, and sign a browser in at its pages."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +117,8 @@ def open_pages(
 def _describe_stack(settings: "Settings", tasks: Sequence["Task"]) -> list[str]:
     """Return where to look, and what will run by itself."""
     from flows.server.schedules import distinct_schedules, scheduled_under
+    from ptpipeline.settings import without_stack
+    from ptpipeline.storage.keys import PROMPTS
 
     lines = [
         f"Prefect  {(settings.prefect or '').removesuffix('/api')}  runs, schedules and forms",
@@ -128,6 +131,13 @@ def _describe_stack(settings: "Settings", tasks: Sequence["Task"]) -> list[str]:
     other = ", ".join(task.name for task in tasks if task.schedule is None)
     if other:
         lines.append(f"without a schedule, by `ptp trigger nightly --task TASK`: {other}")
+    before = without_stack(settings.home)
+    if settings.store != before["store"] and (settings.home / "store" / PROMPTS).is_dir():
+        named = " ".join(shlex.quote(f"PTP_{name.upper()}={value}") for name, value in before.items())
+        lines.append(
+            f"what was registered before there was a stack stays where it was, and is not seen here: `env {named} ptp "
+            "versions` shows it"
+        )
     return lines if tasks else [*lines, f"no task is in {settings.tasks}: `ptp init FILE` makes one of a file of rows"]
 
 

@@ -1,6 +1,8 @@
 """Verbs that keep the registry in order, over one task or all; and how nights, tokens and the stack are told."""
 
 import json
+import re
+import shlex
 import threading
 import webbrowser
 from datetime import UTC, datetime, timedelta
@@ -23,6 +25,7 @@ from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import manifest_key
 from ptpipeline.task.task import Schedule
+from registry.ledger.ledger import Ledger
 from registry.ledger.nights import begin_night, end_night
 from registry.registry import Registry
 from registry.versions.commit import Cause
@@ -188,6 +191,21 @@ def test_what_runs_by_itself_is_told_and_what_does_not(tmp_path: Path) -> None:
     ]
     assert _describe_stack(settings, [nightly])[-1] == "nightly at `0 2 * * *` UTC: mood"
     assert "`ptp init FILE` makes one of a file of rows" in _describe_stack(settings, [])[-1]
+
+
+def test_what_was_registered_before_there_was_a_stack_is_shown_by_the_command_that_up_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "a home"
+    settings = Settings(home=home, tasks=tmp_path, store="s3://ptp")
+    assert "before there was a stack" not in "\n".join(_describe_stack(settings, [a_task("mood")]))
+    registry = Registry(Ledger(f"sqlite:///{home}/ledger.db"), FolderStore(home / "store"))
+    published(registry, a_task("mood"), 1)
+    told = re.search(r"`env (.*) ptp versions`", _describe_stack(settings, [a_task("mood")])[-1])
+    assert told is not None
+    for word in shlex.split(told[1]):
+        monkeypatch.setenv(*word.split("=", 1))
+    assert "mood  1 " in ptp("versions").stdout
 
 
 @pytest.mark.parametrize(
