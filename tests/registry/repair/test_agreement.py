@@ -14,6 +14,7 @@ from registry.ledger.projections import Projection, applied_projections
 from registry.ledger.tombstone import Tombstone
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
+from registry.repair.doctor import examine
 from registry.repair.models import compare_model
 from registry.repair.reconcile import _agrees, _is_sound, _restore_versions, _versions, reconcile
 from registry.versions.commit import Cause
@@ -218,6 +219,26 @@ def test_an_alias_that_the_ledger_does_not_know_is_a_persons_to_decide(
 def test_a_version_that_mlflow_does_not_show_is_told(both: Registry, task: Task, head: Promotion) -> None:
     versions = {"1": entry(both, task, 1)}
     assert told(both, task, model(both, task, versions=versions)) == [("model", "ptp reconcile", True)]
+
+
+class Healing(MlflowStore):
+    """An MLflow that shows these models one after the other."""
+
+    def __init__(self, *shown: Model) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.shown = [*shown]
+
+    def models(self, task: str | None = None) -> dict[str, Model]:
+        return {str(task): self.shown.pop(0)}
+
+
+@pytest.mark.parametrize(("again", "kinds"), [({}, []), ({"versions": {}}, ["model", "model", "edit"])])
+def test_what_differs_in_mlflow_is_looked_at_again(
+    plain: Registry, task: Task, head: Promotion, again: dict[str, Any], kinds: list[str]
+) -> None:
+    mlflow = Healing(model(plain, task, versions={}), model(plain, task, **again))
+    found = examine(replace(plain, mlflow=mlflow), task.name)
+    assert [difference.kind for difference in found] == kinds
 
 
 # ---------------------------------------------------------------- what a reconcile writes to MLflow

@@ -12,7 +12,7 @@ from ptpipeline.errors import ArtifactError
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import Beside
-from ptpipeline.storage.keys import history_key, prompt_prefix, release_key, split_key, version_key
+from ptpipeline.storage.keys import history_key, prompt_prefix, release_key, split_key, tensors_key, version_key
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -101,6 +101,18 @@ def test_a_rebuild_over_a_living_ledger_keeps_what_is_newer_there(plain: Registr
 def test_records_of_a_prompt_that_was_never_stored_are_no_publish(plain: Registry, task: Task, after: Registry) -> None:
     remember(plain, a_request(task, 1))
     rebuild(after)
+    assert after.ledger.intents() == []
+
+
+def test_records_of_an_altered_prompt_without_a_number_are_not_taken(
+    plain: Registry, task: Task, after: Registry
+) -> None:
+    write_artifact(plain.store, an_artifact(task, 1))
+    remember(plain, a_request(task, 1))
+    key = tensors_key(task.name, an_artifact(task, 1).digest)
+    plain.store.replace(key, b"altered", plain.store.read(key).etag)
+    rebuild(after)
+    assert after.ledger.publication(task.name, an_artifact(task, 1).digest) is None
     assert after.ledger.intents() == []
 
 
