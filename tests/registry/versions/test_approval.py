@@ -91,7 +91,9 @@ def test_one_person_does_not_approve_twice(plain: Registry, again: str) -> None:
         approve(plain, TWO, version, Cause(again, "why"))
 
 
-@pytest.mark.parametrize("again", ["Ann  Lee", "ann\u00a0lee", "prefect (claims Ann\u3000Lee)", "ann\n lee"])
+@pytest.mark.parametrize(
+    "again", ["Ann  Lee", "ann\u00a0lee", "prefect (claims Ann\u3000Lee)", "ann\n lee", "ann\tlee"]
+)
 def test_spaces_make_no_other_person(again: str) -> None:
     assert approval.person_of(again) == approval.person_of("ann lee")
 

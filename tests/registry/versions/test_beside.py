@@ -141,10 +141,13 @@ def test_after_a_canary_became_production_a_rollback_goes_back_behind_both(plain
     assert (row.version, row.beside) == (1, None)
 
 
-def test_promoting_what_a_canary_stands_beside_says_how_to_end_it(plain: Registry, task: Task) -> None:
+@pytest.mark.parametrize("percent", [10, 0])
+def test_promoting_what_another_version_stands_beside_says_how_to_end_it(
+    plain: Registry, task: Task, percent: int
+) -> None:
     head = promote(plain, task, published(plain, task, 1), ME)
     published(plain, task, 2, head.digest)
-    place_beside(plain, task, 2, 10, ME)
+    place_beside(plain, task, 2, percent, ME)
     with pytest.raises(PromotionRefused, match="with version 2 beside it; `ptp rollback"):
         promote(plain, task, 1, ME)
 
