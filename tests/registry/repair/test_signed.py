@@ -265,6 +265,15 @@ def test_the_doctor_mends_what_nobody_signed(keyed: Registry, alter: Callable[[R
     assert examine(keyed) == []
 
 
+def test_a_release_whose_signature_is_gone_is_signed_again(keyed: Registry) -> None:
+    for signature in [*keyed.store.keys(signatures_prefix(release_key("spring")))]:
+        keyed.store.delete(signature)
+    differences = examine(keyed)
+    assert [found.kind for found in differences] == ["release"]
+    fix(keyed, {}, differences)
+    assert examine(keyed) == []
+
+
 def test_a_forged_pointer_that_is_ahead_stops_no_promotion(keyed: Registry) -> None:
     head = keyed.ledger.head(TASK.name, "production")
     assert head
