@@ -1,5 +1,6 @@
 """A rebuild: what the store proves and what it does not, piece by piece; withheld texts stay withheld."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -65,6 +66,13 @@ def test_a_version_whose_bytes_were_collected_comes_back_as_collected(
     assert [version.collected for version in after.ledger.versions(task.name)] == [False, True]
     assert any("version 1 is prompt" in what and "whose bytes were deleted" in what for what in told)
     assert examine(after) == []
+
+
+def test_a_version_comes_back_as_old_as_its_name(plain: Registry, task: Task, after: Registry, tmp_path: Path) -> None:
+    published(plain, task, 1)
+    os.utime(tmp_path / "store" / version_key(task.name, 1), (1e9, 1e9))
+    rebuild(after)
+    assert after.ledger.version(task.name, 1).registered_at.startswith("2001-09-09T01:46:40")
 
 
 def test_a_promoted_version_whose_bytes_are_gone_is_lost_and_not_collected(
