@@ -13,7 +13,15 @@ from ptpipeline.errors import ArtifactError
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import Beside
-from ptpipeline.storage.keys import history_key, prompt_prefix, release_key, split_key, tensors_key, version_key
+from ptpipeline.storage.keys import (
+    history_key,
+    pointer_key,
+    prompt_prefix,
+    release_key,
+    split_key,
+    tensors_key,
+    version_key,
+)
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -66,6 +74,15 @@ def test_a_version_whose_bytes_were_collected_comes_back_as_collected(
     assert [version.collected for version in after.ledger.versions(task.name)] == [False, True]
     assert any("version 1 is prompt" in what and "whose bytes were deleted" in what for what in told)
     assert examine(after) == []
+
+
+def test_a_pointer_that_cannot_be_read_is_told(plain: Registry, task: Task, after: Registry) -> None:
+    promote(plain, task, published(plain, task, 1), ME)
+    key = pointer_key(task.name, "production")
+    plain.store.replace(key, b"{}", plain.store.read(key).etag)
+    assert not_taken(after) == [
+        f"not taken: {key} is the pointer to a promotion that the history does not hold",
+    ]
 
 
 def test_a_version_comes_back_as_old_as_its_name(plain: Registry, task: Task, after: Registry, tmp_path: Path) -> None:
