@@ -212,9 +212,10 @@ def _delete(work: Collection, item: Collected, grave: Tombstone) -> bool:
 
 
 def _keys(work: Collection, item: Collected) -> list[str]:
-    """The keys of its objects: the manifest, then signatures, then the others, then its evaluation rows.
+    """The keys of its objects: the manifest, then signatures, then its evaluation rows, then the others.
 
-    While an object of it is left, the next collection finds it and ends what was begun: so signatures go before those.
+    While an object is left in its folder, the next collection finds it and ends what was begun: so what lies elsewhere
+    goes before those.
     """
     task = str(item.task)
     if item.what == "snapshot":
@@ -224,7 +225,7 @@ def _keys(work: Collection, item: Collected) -> list[str]:
     ours = sorted(key for key in work.store.keys(folder) if parse(key) is not None)
     manifest, others = [key for key in ours if is_manifest(key)], [key for key in ours if not is_manifest(key)]
     signatures = filter(is_key, work.store.keys(signatures_prefix(folder)))
-    return [*manifest, *signatures, *others, *sorted(rows)]
+    return [*manifest, *signatures, *sorted(rows), *others]
 
 
 def _put_back(store: ObjectStore, item: Collected, bodies: dict[str, bytes]) -> bool:

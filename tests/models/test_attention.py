@@ -14,6 +14,8 @@ from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.inputs import Input
 from ptpipeline.models.load import load_base
+from ptpipeline.models.operands import LayerKeyValues
+from ptpipeline.models.scores import attend_step
 from tests.models.families import family
 from tests.tiny import tiny_base
 
@@ -142,3 +144,16 @@ def test_reference_runs_on_fused_attention(pair: tuple[CausalBase, CausalBase]) 
     with pytest.raises(ValueError, match="while it runs"), use_fused_attention(model):
         raise ValueError("while it runs")
     assert model.config._attn_implementation == NAME
+
+
+@pytest.mark.parametrize("cap", [None, 0.7])
+def test_one_token_of_each_row_attends_by_the_formula(cap: float | None) -> None:
+    """Greedy tokens tell no small difference of scores, and a token by hand is on no other path."""
+    torch.manual_seed(4)
+    queries, keys, values = (torch.randn(2, 3, count, 4, dtype=torch.float64) * 2 for count in (2, 5, 5))
+    mask = torch.zeros(2, 1, 1, 5, dtype=torch.float64)
+    mask[1, ..., :2] = -torch.inf  # pads
+    scores = torch.einsum("bkgd,bksd->bkgs", queries, keys)
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    expected = torch.einsum("bkgs,bksd->bkgd", (scores + mask).softmax(-1), values)
+    torch.testing.assert_close(attend_step(queries, LayerKeyValues(keys, values), mask, cap), expected)

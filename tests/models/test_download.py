@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from ptpipeline.errors import BaseModelError, SettingsError
-from ptpipeline.models.base import _check_room, prepare_base, prepare_folder
+from ptpipeline.models.base import _check_room, _locate_folder, prepare_base, prepare_folder
 from ptpipeline.models.load import load_base
+from ptpipeline.records.base import digest_of
 from ptpipeline.settings import Settings
+from ptpipeline.task.folder import BaseModelSource
 from tests.hub_server import COMMIT, Hub
 from tests.tiny import tiny_base
 
@@ -111,3 +113,13 @@ def test_a_base_that_is_not_there_is_no_matter_of_time(hub: Hub, settings: Setti
     hub.put("models/lab/tiny", gated=True, **{"config.json": b"{}"})
     with pytest.raises(SettingsError, match="it is gated; accept its terms on the hub, and set HF_TOKEN"):
         prepare_base("tiny", settings)
+
+
+def test_two_files_of_one_package_are_two_bases(tmp_path: Path) -> None:
+    for member in ("small.gguf", "large.gguf"):
+        key = digest_of({"sha256": "a" * 64, "member": member})[:8]
+        converted = tmp_path / "models" / f"base-{key}"
+        converted.mkdir(parents=True)
+        (converted / "config.json").write_text("{}")
+        source = BaseModelSource(package="models==1.0", member=member, sha256="a" * 64)
+        assert _locate_folder("base", source, tmp_path) == converted

@@ -319,6 +319,8 @@ DAMAGED = {
     "other shape": safetensors({"a": tensor(0, 4, shape=[2])}, bytes(4)),
     "shape of texts": safetensors({"a": tensor(0, 4, shape=["1"])}, bytes(4)),
     "shape of truths": safetensors({"a": tensor(0, 4, shape=[True])}, bytes(4)),
+    "negative shape": safetensors({"a": tensor(0, 4, shape=[-1, -1])}, bytes(4)),
+    "place of no integers": safetensors({"a": tensor(0.0, 4.0)}, bytes(4)),
     "unknown type": safetensors({"a": tensor(0, 4, "X32")}, bytes(4)),
     "no type": safetensors({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
     "three offsets": safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2, 4]}}, bytes(4)),

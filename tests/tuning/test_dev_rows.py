@@ -8,7 +8,7 @@ from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.folder import find_task
 from ptpipeline.task.recipe import Tune
-from ptpipeline.tuning.tune import TaskData, build_job
+from ptpipeline.tuning.tune import TaskData, _prepare_work, build_job, build_task_text
 from tests.evaluation.probed import tiny
 from tests.tiny import tiny_project
 
@@ -44,3 +44,12 @@ def test_a_job_answers_the_chosen_dev_rows_and_learns_from_all_train_rows(tmp_pa
     snapshot = take_snapshot(task, store, tmp_path)
     job = build_job(tiny(), TaskData(task, snapshot), Tune(dev_rows=7, init={"text": " yes"}), store)
     assert (len(job.dev), len(job.train)) == (7, snapshot.train.rows)
+
+
+def test_every_trial_of_a_search_reads_texts_of_the_length_that_the_longest_prompt_leaves(tmp_path: Path) -> None:
+    task, store = find_task(tiny_project(tmp_path), "tiny-sentiment"), FolderStore(tmp_path / "store")
+    search = {"length": [2, 8]}
+    searched = task.model_copy(update={"tune": Tune(init={"text": " yes"}, search=search)})
+    work = _prepare_work(tiny(), TaskData(searched, take_snapshot(task, store, tmp_path)), store, lambda line: None)
+    longest = build_task_text(tiny(), task, Tune(num_virtual_tokens=8, init={"text": " yes"}))
+    assert [job.text.limit for job in work.jobs] == [longest.limit] * 2

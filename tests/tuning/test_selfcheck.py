@@ -173,6 +173,15 @@ def test_the_self_check_is_exact_where_a_float32_copy_fits(
     assert set(gang.check.figures) == {figure, "path"}
 
 
+@pytest.mark.usefixtures("plain_bfloat16")
+def test_a_base_whose_layers_lie_outside_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    half = replace(family("llama", torch.bfloat16))
+    half.__dict__["whole"] = False
+    gang = run_gang(half, [job(half, "a", steps=1)], NoTracker(), quiet)
+    assert set(gang.check.figures) == {"cosine", "path"}
+
+
 def test_a_float32_base_is_checked_exactly_whatever_memory_there_is(
     base: CausalBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

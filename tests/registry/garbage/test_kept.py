@@ -1,5 +1,6 @@
 """What a collection keeps: the young, the named, and what belongs to another task than the one that is asked for."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,19 +8,21 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import update
 
-from benchmarks.fixtures.prompts import a_task, an_artifact, published
+from benchmarks.fixtures.prompts import a_report, a_task, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.base import digest_of, now
 from ptpipeline.records.versions import Beside, Pointer
 from ptpipeline.storage import FolderStore
-from ptpipeline.storage.keys import manifest_key, pointer_key
+from ptpipeline.storage.keys import manifest_key, pointer_key, snapshot_prefix
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.plan import Collected
 from registry.garbage.roots import Retention, prompts_aliased
 from registry.ledger import clock, tables, tombstone
-from registry.ledger.ledger import Release
-from registry.ledger.usage import Name
+from registry.ledger.holdings import holdings
+from registry.ledger.ledger import Ledger, Release
+from registry.ledger.usage import Name, snapshots
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.promotion import promote
@@ -129,6 +132,34 @@ def test_a_snapshot_of_the_last_run_of_each_task_stays(plain: Registry, task: Ta
     assert [item.digest for item in collect(plain, TWO)] == [old]
 
 
+class UsedAgain(Ledger):
+    """A ledger in which a run uses a snapshot once a collection has made its plan."""
+
+    name = Name("", "")
+
+    def forget_intents(self, before: str) -> None:
+        super().forget_intents(before)
+        for snapshot in snapshots(self, self.name):
+            self.save_snapshot(snapshot)
+
+
+def test_a_snapshot_that_a_run_uses_between_plan_and_burial_stays(plain: Registry, task: Task) -> None:
+    old = store_snapshot(plain, task, "old")
+    store_snapshot(plain, task, "new")
+    ledger = UsedAgain(plain.ledger.url)
+    ledger.name = Name(task.name, old)
+    assert collect(replace(plain, ledger=ledger), TWO, apply=True) == []
+    assert [*plain.store.keys(snapshot_prefix(task.name, old))]
+
+
+def test_a_killed_collectors_tombstone_of_no_version_goes_with_the_next_collection(plain: Registry, task: Task) -> None:
+    grave = tombstone.Tombstone(plain.ledger.database, task.name, "d" * 64)
+    grave.bury(lambda _: False)
+    grave.leave()  # as if it had expired
+    collect(plain, TWO, apply=True)
+    assert holdings(plain.ledger, task.name).tombstones == set()
+
+
 def test_ages_by_another_clock_than_the_ledgers_collect_nothing(
     plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,10 +172,14 @@ def test_ages_by_another_clock_than_the_ledgers_collect_nothing(
 
 
 class Stubborn(FolderStore):
-    """A store that deletes nothing at the moment."""
+    """A store that deletes nothing below that prefix at the moment."""
+
+    stubborn = ""
 
     def delete(self, key: str) -> None:
-        raise ServiceUnavailable(f"{key} cannot be deleted now")
+        if key.startswith(self.stubborn):
+            raise ServiceUnavailable(f"{key} cannot be deleted now")
+        super().delete(key)
 
 
 def test_what_could_not_be_deleted_keeps_its_mark_until_a_collection_ends_it(
@@ -158,6 +193,22 @@ def test_what_could_not_be_deleted_keeps_its_mark_until_a_collection_ends_it(
     assert plain.ledger.version(task.name, 1).collected
     collect(plain, TWO, apply=True)
     assert not plain.store.exists(manifest_key(task.name, an_artifact(task, 1).digest))
+
+
+def test_the_rows_of_an_orphan_whose_deletion_was_interrupted_go_with_the_next_collection(
+    plain: Registry, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    orphan, report = an_artifact(task, 1), a_report(an_artifact(task, 1), 0.9)
+    write_artifact(plain.store, orphan)
+    plain.ledger.save_report(report)
+    plain.store.create(report.rows_key, b"rows")
+    interrupted = Stubborn(tmp_path / "store")
+    interrupted.stubborn = report.rows_key
+    with pytest.raises(ServiceUnavailable, match="cannot be deleted now"):
+        collect(Registry(plain.ledger, interrupted), TWO, apply=True)
+    collect(plain, TWO, apply=True)
+    assert not plain.store.exists(report.rows_key)
 
 
 @pytest.mark.servers

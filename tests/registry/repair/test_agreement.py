@@ -10,10 +10,11 @@ from ptpipeline.records.versions import Promotion, PromptVersion
 from ptpipeline.storage.keys import pointer_key
 from ptpipeline.task.task import Task
 from registry.card.card import VERDICT_DIGEST_TAG, VERDICT_TAG, Card, alias_tags
-from registry.ledger.projections import Projection, applied_projections
+from registry.ledger.projections import Projection, applied_projections, sight
 from registry.ledger.tombstone import Tombstone
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
+from registry.repair.doctor import examine
 from registry.repair.models import compare_model
 from registry.repair.reconcile import _agrees, _is_sound, _restore_versions, _versions, reconcile
 from registry.versions.commit import Cause
@@ -220,6 +221,26 @@ def test_a_version_that_mlflow_does_not_show_is_told(both: Registry, task: Task,
     assert told(both, task, model(both, task, versions=versions)) == [("model", "ptp reconcile", True)]
 
 
+class Healing(MlflowStore):
+    """An MLflow that shows these models one after the other."""
+
+    def __init__(self, *shown: Model) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.shown = [*shown]
+
+    def models(self, task: str | None = None) -> dict[str, Model]:
+        return {str(task): self.shown.pop(0)}
+
+
+@pytest.mark.parametrize(("again", "kinds"), [({}, []), ({"versions": {}}, ["model", "model", "edit"])])
+def test_what_differs_in_mlflow_is_looked_at_again(
+    plain: Registry, task: Task, head: Promotion, again: dict[str, Any], kinds: list[str]
+) -> None:
+    mlflow = Healing(model(plain, task, versions={}), model(plain, task, **again))
+    found = examine(replace(plain, mlflow=mlflow), task.name)
+    assert [difference.kind for difference in found] == kinds
+
+
 # ---------------------------------------------------------------- what a reconcile writes to MLflow
 
 
@@ -285,6 +306,16 @@ def test_what_was_collected_is_neither_registered_again_nor_described(
     versions = {"1": entry(plain, task, 1), "2": entry(plain, task, 2, version="7")}
     sources = {"models:/m-2": an_artifact(task, 2).digest}
     assert written(plain, task, Noting(model(plain, task, versions=versions), sources=sources)) == []
+
+
+def test_what_was_seen_once_is_forgotten_as_soon_as_mlflow_agrees_again(
+    plain: Registry, task: Task, head: Promotion
+) -> None:
+    """Else the next edit to that version would be judged at its first sight."""
+    sight(plain.ledger, head, an_artifact(task, 2).digest)
+    assert applied_projections(plain.ledger).sighted
+    assert reconcile(replace(plain, mlflow=Healing(model(plain, task))), {}, task.name) == []
+    assert not applied_projections(plain.ledger).sighted
 
 
 def test_a_store_is_brought_up_to_date_without_mlflow(both: Registry, task: Task, head: Promotion) -> None:

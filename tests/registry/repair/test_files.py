@@ -50,3 +50,4 @@ def test_a_page_is_written_again_without_the_plot_that_was_altered(plain: Regist
     page = render_page(load_card(plain, task.name, digest), plain.ledger.version(task.name, 1))
     assert b"data:image/png" not in page
     assert plain.store.read(page_key(task.name, digest, page)).body == page
+    assert examine(plain) == []

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fixtures.prompts import a_report, a_task, an_artifact
+from benchmarks.fixtures.prompts import a_report, a_request, a_task, an_artifact
 from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.errors import ArtifactError
+from ptpipeline.gate.spending import Budget, look_at
 from ptpipeline.records.data import Snapshot
+from ptpipeline.records.verdicts import Reveal
 from ptpipeline.storage import FolderStore, Listed, Stored
 from ptpipeline.storage.keys import checkpoint_key, release_key, snapshot_manifest_key, split_key
+from registry.ledger.results import Publication
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.mend import fix
-from registry.repair.rebuild import _read_split
+from registry.repair.rebuild import _prompt, _read_split
+from registry.versions.dossier import Dossier
 from tests.data.declared import declared
 from tests.tiny import sentences, write_csv
 
 STRAY = [snapshot_manifest_key("mood", "a" * 64), release_key("spring"), checkpoint_key("a" * 64), "servers/host.json"]
+LOOK = look_at(1, 1, Budget(0.05, 7))
 OPINIONS = {"negative": "bad", "positive": "good"}
 
 
@@ -117,3 +122,24 @@ def test_the_rows_behind_a_report_are_those_of_its_snapshot_only_if_it_was_measu
     assert len(_read_split(plain, report)) == snapshot.test.rows > 0
     with pytest.raises(ArtifactError, match="does not hold the rows of its report"):
         _read_split(plain, report.model_copy(update={"test_digest": snapshot.dev.digest}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "counted"),
+    [
+        ({}, False),
+        ({"look": LOOK}, True),
+        ({"reveal": Reveal(by="ann", look=LOOK)}, True),
+    ],
+)
+def test_rows_are_looked_up_of_verdicts_that_looked_at_them_or_were_revealed(
+    plain: Registry, snapshot: Snapshot, fields: dict[str, object], counted: bool
+) -> None:
+    request = a_request(a_task(snapshot.task))
+    assert request.report
+    assert request.verdict
+    report = request.report.model_copy(update={"snapshot": snapshot.digest, "test_digest": snapshot.test.digest})
+    publication = Publication(tuned=request.tuned, commit=None, plots={})
+    verdict = request.verdict.model_copy(update={"look": None, "reveal": None} | fields)
+    found = _prompt(plain, Dossier(publication=publication, report=report, verdict=verdict), "", "")
+    assert len(found.rows) == (snapshot.test.rows if counted else 0)

@@ -1,5 +1,6 @@
 """A rebuild: what the store proves and what it does not, piece by piece; withheld texts stay withheld."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +13,15 @@ from ptpipeline.errors import ArtifactError
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import Beside
-from ptpipeline.storage.keys import history_key, prompt_prefix, release_key, split_key, version_key
+from ptpipeline.storage.keys import (
+    history_key,
+    pointer_key,
+    prompt_prefix,
+    release_key,
+    split_key,
+    tensors_key,
+    version_key,
+)
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -67,6 +76,22 @@ def test_a_version_whose_bytes_were_collected_comes_back_as_collected(
     assert examine(after) == []
 
 
+def test_a_pointer_that_cannot_be_read_is_told(plain: Registry, task: Task, after: Registry) -> None:
+    promote(plain, task, published(plain, task, 1), ME)
+    key = pointer_key(task.name, "production")
+    plain.store.replace(key, b"{}", plain.store.read(key).etag)
+    assert not_taken(after) == [
+        f"not taken: {key} is the pointer to a promotion that the history does not hold",
+    ]
+
+
+def test_a_version_comes_back_as_old_as_its_name(plain: Registry, task: Task, after: Registry, tmp_path: Path) -> None:
+    published(plain, task, 1)
+    os.utime(tmp_path / "store" / version_key(task.name, 1), (1e9, 1e9))
+    rebuild(after)
+    assert after.ledger.version(task.name, 1).registered_at.startswith("2001-09-09T01:46:40")
+
+
 def test_a_promoted_version_whose_bytes_are_gone_is_lost_and_not_collected(
     plain: Registry, task: Task, after: Registry
 ) -> None:
@@ -101,6 +126,18 @@ def test_a_rebuild_over_a_living_ledger_keeps_what_is_newer_there(plain: Registr
 def test_records_of_a_prompt_that_was_never_stored_are_no_publish(plain: Registry, task: Task, after: Registry) -> None:
     remember(plain, a_request(task, 1))
     rebuild(after)
+    assert after.ledger.intents() == []
+
+
+def test_records_of_an_altered_prompt_without_a_number_are_not_taken(
+    plain: Registry, task: Task, after: Registry
+) -> None:
+    write_artifact(plain.store, an_artifact(task, 1))
+    remember(plain, a_request(task, 1))
+    key = tensors_key(task.name, an_artifact(task, 1).digest)
+    plain.store.replace(key, b"altered", plain.store.read(key).etag)
+    rebuild(after)
+    assert after.ledger.publication(task.name, an_artifact(task, 1).digest) is None
     assert after.ledger.intents() == []
 
 

@@ -36,6 +36,7 @@ from registry.versions.dossier import read_dossier
 from registry.versions.promotion import promote, promote_release, rollback, rollback_release
 from registry.versions.publish import register, remember, stage
 from tests import processes
+from tests.registry.garbage.test_interleaving import OtherClock
 
 ME = Cause("me", "because")
 KEPT = (
@@ -249,6 +250,22 @@ def test_what_an_interrupted_run_left_as_the_newest_verdict_is_mended(
     after = emptied(plain, tmp_path)
     rebuild(after)
     assert after.ledger.latest_verdict(task.name, given.tuned.digest) == judged_worse(task, 1).verdict
+
+
+def test_a_verdict_that_follows_such_a_mend_is_the_newest_in_a_store_that_is_ahead(
+    plain: Registry, task: Task, tmp_path: Path
+) -> None:
+    """The ledger dates by its own clock, so it has to know which time was written into the store."""
+    store = OtherClock(tmp_path / "store")
+    store.ahead = timedelta(hours=1)
+    ahead, given = Registry(plain.ledger, store), a_request(task, 1)
+    assert given.verdict
+    published(ahead, task, 1)
+    register(ahead, judged_worse(task, 1))
+    remember(ahead, replace(given, verdict=given.verdict.model_copy(update={"gate_key": "d" * 64})))
+    fix(ahead, {task.name: task}, examine(ahead))
+    register(ahead, replace(given, verdict=given.verdict.model_copy(update={"gate_key": "e" * 64})))
+    assert examine(ahead) == []
 
 
 def test_the_order_of_verdicts_survives_a_store_that_was_copied(plain: Registry, task: Task, tmp_path: Path) -> None:

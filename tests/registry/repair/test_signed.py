@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
-from benchmarks.fixtures.prompts import an_artifact, published
+from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError
+from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Pointer
 from ptpipeline.serving.resolver import resolve
@@ -35,6 +36,7 @@ from registry.repair.reconcile import reconcile
 from registry.versions.commit import Cause, encode_release
 from registry.versions.projection import history_object
 from registry.versions.promotion import promote, promote_release, rollback
+from registry.versions.publish import register
 from registry.versions.sign import sign_task
 from tests.registry.signed import ME, TASK, WORKER, fill, objects, overwrite, signed
 
@@ -236,12 +238,38 @@ def test_the_doctor_names_a_plot_that_pages_leave_out(keyed: Registry, damage: b
     assert examine(keyed) == []
 
 
+def test_a_plot_that_was_altered_is_told_once(keyed: Registry) -> None:
+    """Its signature is of other bytes, too: setting it aside mends both."""
+    [key] = [key for key in keyed.store.keys(prompt_prefix(TASK.name, an_artifact(TASK, 2).digest)) if "/plots/" in key]
+    overwrite(keyed.store, key, b"another image")
+    assert [(found.what, found.mend) for found in examine(keyed)] == [(f"object {key}", "ptp doctor --fix")]
+
+
+def test_mistakes_that_nobody_signed_are_told(keyed: Registry) -> None:
+    mistakes = Mistakes(shown=[], wrong=1, rows=20, figure="probability")
+    register(keyed, replace(a_request(TASK, 2), mistakes=mistakes))
+    made = keyed.ledger.publication(TASK.name, an_artifact(TASK, 2).digest)
+    assert made
+    for signature in [*keyed.store.keys(signatures_prefix(str(made.mistakes)))]:
+        keyed.store.delete(signature)
+    assert [found.what for found in examine(keyed)] == [f"object {made.mistakes}"]
+
+
 @pytest.mark.parametrize("alter", [_alter_history, _alter_name, _forge_verdict])
 def test_the_doctor_mends_what_nobody_signed(keyed: Registry, alter: Callable[[Registry], str]) -> None:
     alter(keyed)
     differences = examine(keyed)
     assert differences
     assert all(difference.safe for difference in differences)
+    fix(keyed, {}, differences)
+    assert examine(keyed) == []
+
+
+def test_a_release_whose_signature_is_gone_is_signed_again(keyed: Registry) -> None:
+    for signature in [*keyed.store.keys(signatures_prefix(release_key("spring")))]:
+        keyed.store.delete(signature)
+    differences = examine(keyed)
+    assert [found.kind for found in differences] == ["release"]
     fix(keyed, {}, differences)
     assert examine(keyed) == []
 

@@ -91,7 +91,9 @@ def test_one_person_does_not_approve_twice(plain: Registry, again: str) -> None:
         approve(plain, TWO, version, Cause(again, "why"))
 
 
-@pytest.mark.parametrize("again", ["Ann  Lee", "ann\u00a0lee", "prefect (claims Ann\u3000Lee)", "ann\n lee"])
+@pytest.mark.parametrize(
+    "again", ["Ann  Lee", "ann\u00a0lee", "prefect (claims Ann\u3000Lee)", "ann\n lee", "ann\tlee"]
+)
 def test_spaces_make_no_other_person(again: str) -> None:
     assert approval.person_of(again) == approval.person_of("ann lee")
 
@@ -305,6 +307,29 @@ def test_a_rejected_candidate_is_neither_asked_for_again_nor_promoted(plain: Reg
     with pytest.raises(PromotionRefused, match="was rejected by ann"):
         promote(plain, task, 1, BOB)
     assert promote(plain, task, 1, Cause("bob", "anyway", override=True)).version == 1
+
+
+def test_a_candidate_is_rejected_once(plain: Registry) -> None:
+    version = waiting(plain)
+    approval.reject(plain, version, Cause("ann", "wrong tone"))
+    with pytest.raises(PromotionRefused, match=r"mood@1 was rejected by ann at .* \(wrong tone\)"):
+        approval.reject(plain, version, BOB)
+
+
+def test_a_rejection_is_no_approval(plain: Registry) -> None:
+    version = waiting(plain)
+    approve(plain, TWO, version, ANN)
+    assert approval.count_approvals(TWO, approval.reject(plain, version, BOB)) == 1
+
+
+def test_a_rejection_that_came_meanwhile_is_seen_by_who_approves(plain: Registry) -> None:
+    """Both looked before either decided; what is decided is asked again within the transaction."""
+    version = waiting(plain)
+    approval.reject(plain, version, ANN)
+    standing = find_standing(plain.ledger.database, version.task, version.digest)
+    assert standing
+    with pytest.raises(PromotionRefused, match="was rejected by ann"):
+        approval._check_approver(TWO, BOB, standing)
 
 
 def test_a_rejection_outlives_its_verdict_and_its_request(plain: Registry) -> None:

@@ -88,8 +88,9 @@ def test_nothing_stands_beside_an_alias_that_names_nothing_or_itself(plain: Regi
     with pytest.raises(PromotionRefused, match="it names no version yet"):
         place_beside(plain, task, number, 10, ME)
     promote(plain, task, number, ME)
-    with pytest.raises(PromotionRefused, match="it names version 1 itself"):
-        place_beside(plain, task, number, 10, ME)
+    for percent in (10, 0):
+        with pytest.raises(PromotionRefused, match="it names version 1 itself"):
+            place_beside(plain, task, number, percent, ME)
 
 
 def test_the_same_canary_again_adds_no_row_and_another_share_adds_one(plain: Registry, task: Task) -> None:
@@ -141,10 +142,13 @@ def test_after_a_canary_became_production_a_rollback_goes_back_behind_both(plain
     assert (row.version, row.beside) == (1, None)
 
 
-def test_promoting_what_a_canary_stands_beside_says_how_to_end_it(plain: Registry, task: Task) -> None:
+@pytest.mark.parametrize("percent", [10, 0])
+def test_promoting_what_another_version_stands_beside_says_how_to_end_it(
+    plain: Registry, task: Task, percent: int
+) -> None:
     head = promote(plain, task, published(plain, task, 1), ME)
     published(plain, task, 2, head.digest)
-    place_beside(plain, task, 2, 10, ME)
+    place_beside(plain, task, 2, percent, ME)
     with pytest.raises(PromotionRefused, match="with version 2 beside it; `ptp rollback"):
         promote(plain, task, 1, ME)
 

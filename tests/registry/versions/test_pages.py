@@ -10,12 +10,14 @@ from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, publishe
 from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.interpretation import Pulled, Wayward
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import Card
 from registry.card.page import render_page
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.publish import attach, load_card, register, stage, withhold_texts
@@ -95,6 +97,28 @@ def test_a_collection_takes_page_and_neighbours_with_the_version(plain: Registry
     collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
     assert list(plain.store.keys(prompt_prefix("mood", an_artifact(task, 1).digest))) == []
     assert pages(plain, an_artifact(task, 2).digest)
+
+
+class Noting(MlflowStore):
+    """An MLflow that notes the texts of rows on the pages that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.told: list[Mistakes | None] = []
+
+    def describe(self, card: Card, version: PromptVersion, number: str | None = None) -> None:
+        self.told.append(card.provenance.mistakes)
+
+
+def test_texts_that_are_withheld_leave_the_page_in_mlflow_too(plain: Registry) -> None:
+    task, mlflow = a_task(), Noting()
+    worst = Mistake(text="A secret.", wanted="good", answered="bad", figure=0.9)
+    stage(plain.ledger, plain.store, an_artifact(task, 1))
+    register(
+        plain, replace(a_request(task, 1), mistakes=Mistakes(shown=[worst], wrong=1, rows=20, figure="probability"))
+    )
+    withhold_texts(replace(plain, mlflow=mlflow), task.name)
+    assert mlflow.told == [None]
 
 
 class Pageless(FolderStore):

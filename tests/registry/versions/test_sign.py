@@ -15,6 +15,7 @@ from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import (
     dossier_key,
+    dossiers_prefix,
     history_key,
     pointer_key,
     prompt_prefix,
@@ -31,6 +32,7 @@ from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.commit import Cause, commit, encode_release
+from registry.versions.dossier import stored_verdicts
 from registry.versions.naming import encode_name, name_version
 from registry.versions.promotion import promote
 from registry.versions.publish import register, stage
@@ -155,6 +157,15 @@ def test_a_version_that_nobody_judged_is_signed_with_its_dossier(plain: Registry
     reader = sign_all(plain)
     for key in objects(plain):
         reader.store.read(key)
+
+
+def test_a_dossier_that_is_missing_is_written_and_signed(plain: Registry) -> None:
+    fill(plain)
+    digest = plain.ledger.version(TASK.name, 1).digest
+    for key in filter(is_dossier, [*plain.store.keys(dossiers_prefix(TASK.name, digest))]):
+        plain.store.delete(key)
+    reader = sign_all(plain)
+    assert stored_verdicts(reader.store, TASK.name, digest) == plain.ledger.verdict_times(TASK.name, digest).keys()
 
 
 def test_the_members_of_an_ensemble_are_signed_with_it(plain: Registry) -> None:
