@@ -26,6 +26,10 @@ MAX_DIGITS = 400  # of a number: a float has at most 309 before its point; Pytho
 MAX_CONTAINERS, MAX_VALUES = 250_000, 2_000_000  # of a JSON text; each takes some hundred, some ten bytes of memory
 ALTERED = "it is altered or from a newer ptpipeline"
 
+# Of a request, whose answer is then read as it comes: what 7 kB of gzip within gzip unfold into fits no memory, and
+# HTTP libraries unfold a piece before anybody can count it.
+UNPACKED = {"accept-encoding": "identity"}
+
 # C0 and C1 (newlines too), marks and overrides of direction, line separators, halves of surrogate pairs
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 

@@ -1,13 +1,19 @@
 """What the errors of the hub's client mean: ours keep their kind, a login is a setting, a fault of the hub passes."""
 
+import gzip
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from ptpipeline.errors import BaseModelError, DataError, PtpError, ServiceUnavailable, SettingsError
-from ptpipeline.hub import asking_hub, open_hub
+from ptpipeline.hub import asking_hub, download, open_hub
+from tests.http_server import Quiet, serve
+from tests.hub_server import COMMIT, Hub
 
 
 def answered(kind: type[Exception], status: int) -> Exception:
@@ -46,4 +52,90 @@ def test_the_hub_is_the_one_that_the_environment_names(
         monkeypatch.delenv("HF_ENDPOINT", raising=False)
     else:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    assert open_hub().endpoint == (asked or "https://huggingface.co")
+    assert open_hub().endpoint == (asked or constants.ENDPOINT)
+
+
+def hostile(answer: Callable[[Any], None]) -> type[Quiet]:
+    """A handler that answers whatever is asked of a hub by that function."""
+
+    class Hostile(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            with suppress(OSError):  # who asked leaves in the middle
+                answer(self)
+
+        do_HEAD = do_GET  # noqa: N815
+
+    return Hostile
+
+
+def send_empty_pages(asked: Any) -> None:
+    """Answer with a page that holds nothing, and names the next one."""
+    asked.send_response(200)
+    asked.send_header("Link", f'<http://{asked.headers["Host"]}/api/datasets/lab/x/tree/main>; rel="next"')
+    asked.send_header("Content-Length", "2")
+    asked.end_headers()
+    asked.wfile.write(b"[]")
+
+
+def send_for_ever(asked: Any) -> None:
+    """Answer without a length and without an end."""
+    asked.send_response(200)
+    asked.send_header("ETag", '"x"')
+    asked.send_header("X-Repo-Commit", COMMIT)
+    asked.end_headers()
+    while asked.command == "GET":
+        asked.wfile.write(b"[" * 2**20)
+
+
+def send_packed(asked: Any) -> None:
+    """Answer with a few bytes that unfold twice."""
+    body = gzip.compress(gzip.compress(b"[" * 2**20))
+    asked.send_response(200)
+    asked.send_header("Content-Encoding", "gzip, gzip")
+    asked.send_header("Content-Length", str(len(body)))
+    asked.end_headers()
+    asked.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (send_empty_pages, "lab/x: the hub sends more than the 4194304 bytes that it may have; check HF_ENDPOINT"),
+        (send_for_ever, "lab/x: the hub sends more than the 4194304 bytes that it may have; check HF_ENDPOINT"),
+        (send_packed, "127.0.0.1: packs its answers, though it is asked not to; check HF_ENDPOINT"),
+    ],
+)
+def test_a_list_that_never_ends_or_unfolds_is_a_wrong_server(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[Any], None], told: str
+) -> None:
+    with serve(hostile(answer)) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        hub = open_hub()
+        with pytest.raises(SettingsError, match=told), asking_hub("lab/x", DataError, 4 * 2**20):
+            list(hub.list_repo_tree("lab/x", repo_type="dataset"))
+
+
+def test_a_file_that_never_ends_fills_no_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ptpipeline.hub.MAX_TOLD", 4 * 2**20)
+    with serve(hostile(send_for_ever)) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(SettingsError, match="the hub sends more than the 4194314 bytes that it may have"):
+            download(open_hub(), "lab/x", "rows.csv", 10, "lab/x", DataError, revision=COMMIT, local_dir=tmp_path)
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_an_answer_that_trickles_in_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptpipeline.hub.SECONDS", -1000)
+    with serve(hostile(send_empty_pages)) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(ServiceUnavailable, match="lab/x: the hub sends its answer too slowly"):  # noqa: SIM117
+            with asking_hub("lab/x", DataError):
+                list(open_hub().list_repo_tree("lab/x", repo_type="dataset"))
+
+
+@pytest.mark.parametrize("size", [3, 19])
+def test_a_file_of_another_size_than_listed_is_refused(hub: Hub, tmp_path: Path, size: int) -> None:
+    hub.put("models/lab/x", **{"rows.csv": "text,label\n"})
+    with pytest.raises(DataError, match=f"lab/x: the hub lists rows.csv with {size} bytes and sends 11"):
+        download(open_hub(), "lab/x", "rows.csv", size, "lab/x", DataError, revision=COMMIT, local_dir=tmp_path)
+    assert not (tmp_path / "rows.csv").exists()

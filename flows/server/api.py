@@ -11,7 +11,7 @@ import httpx
 import stamina
 
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
-from ptpipeline.foreign import escape_controls, parse_json
+from ptpipeline.foreign import UNPACKED, escape_controls, parse_json
 from ptpipeline.settings import explain_environment, is_loopback
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in which a flow run has ended
@@ -70,9 +70,9 @@ def call(verb: str, url: str, body: Any = None, credential: str | None = None) -
 
 
 def _read(answer: httpx.Response, url: str) -> bytes:
-    """Return the answer's body, of at most MAX_ANSWER bytes that come within SECONDS."""
+    """Return the answer's body, of at most MAX_ANSWER bytes that come within SECONDS; it was asked for unpacked."""
     content, ends = bytearray(), time.monotonic() + SECONDS
-    for piece in answer.iter_bytes():
+    for piece in answer.iter_raw():
         content += piece
         if len(content) > MAX_ANSWER:
             raise _strange(url, f"more than {MAX_ANSWER} bytes")
@@ -151,7 +151,7 @@ def _client(loopback: bool) -> httpx.Client:
     one, or certificates, that httpx cannot use.
     """
     try:
-        return httpx.Client(timeout=SECONDS, trust_env=not loopback)
+        return httpx.Client(timeout=SECONDS, trust_env=not loopback, headers=UNPACKED)
     except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
         raise explain_environment(error, "Prefect") from None
 

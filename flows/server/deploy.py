@@ -105,7 +105,7 @@ def read_deployments(api: str) -> dict[str, dict[str, Any]]:
     names = {f"ptp-{flow}": flow for flow in FLOWS}
     query = {"flows": {"name": {"any_": list(FLOWS)}}, "deployments": {"name": {"any_": list(names)}}}
     found = call("POST", f"{api}/deployments/filter", query)
-    return {names[deployment["name"]]: deployment for deployment in found}
+    return {names[deployment["name"]]: deployment for deployment in found if deployment["name"] in names}
 
 
 # ---------------------------------------------------------------- one deployment

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
 BATCH = 5000  # rows that are in memory beside the wanted cells
+MAX_CELL = 16 * 2**20  # bytes of a value or a row in SQLite, as of a field of a csv file
 MAX_VERSION_ROWS = 100  # of a version query's answer
 WAIT_SECONDS, QUERY_SECONDS = 10, 600
 OPTIONS = f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout={QUERY_SECONDS}s -c client_encoding=utf8"
@@ -284,6 +285,8 @@ class _Database:
             return DataError(f"{self.name}: the file at the address in {self.sql.url_env} is no SQLite database")
         if code in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
             return DataError(f"{self.name}: the query does more than reading; write one SELECT")
+        if code == sqlite3.SQLITE_TOOBIG:
+            return DataError(f"{self.name}: a row or a value has more than {MAX_CELL} bytes; leave it out of the query")
         if "bindings supplied" in str(error):
             return DataError(
                 f"{self.name}: the query has `?` or `:name` in the place of a value; write the value there"
@@ -307,6 +310,7 @@ def _open_sqlite(url: "URL") -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=WAIT_SECONDS, check_same_thread=False)
     connection.text_factory = lambda body: body.decode("utf-8", "surrogateescape")
     connection.set_authorizer(_authorize)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
     end = monotonic() + QUERY_SECONDS
     connection.set_progress_handler(lambda: monotonic() > end, 100_000)
     return connection

@@ -18,7 +18,7 @@ from ptpipeline.data.local import MAX_FILES, Several, load_rows
 from ptpipeline.data.table import NO_CLASS, Column, NoRows, Part, Table, Wanted
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.foreign import parsing, shorten
-from ptpipeline.hub import asking_hub, open_hub
+from ptpipeline.hub import asking_hub, download, open_hub
 from ptpipeline.task.source import Source
 
 MAX_LISTED = 20_000  # files of a repository
@@ -68,7 +68,7 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]
             name = f"{repository.name}/{path}"
             if sizes[path] > MAX_BYTES:
                 raise DataError(f"{name}: {sizes[path]} bytes; a source may have at most {MAX_BYTES} bytes")
-            file = repository.fetch(path, Path(temporary, "fetched"))
+            file = repository.fetch(path, sizes[path], Path(temporary, "fetched"))
             delimiter = source.delimiter or _delimiter_of(path, split)
             how = source.model_copy(update={"format": _format_of(path), "delimiter": delimiter})
             with several.reading(), _advising_download():
@@ -111,12 +111,10 @@ class _Repository:
                     raise DataError(f"{self.name}: holds more than {MAX_LISTED} files; name a smaller data set")
         return sizes
 
-    def fetch(self, path: str, folder: Path) -> Path:
-        """Return the file, fetched into the folder."""
-        with asking_hub(self.name, DataError):
-            return Path(
-                self._api.hf_hub_download(self.id, path, revision=self.revision, repo_type="dataset", local_dir=folder)
-            )
+    def fetch(self, path: str, size: int, folder: Path) -> Path:
+        """Return the file, which is listed with that size, fetched into the folder."""
+        how = {"revision": self.revision, "repo_type": "dataset", "local_dir": folder}
+        return download(self._api, self.id, path, size, self.name, DataError, **how)
 
 
 def _format_of(path: str) -> str | None:
@@ -150,7 +148,7 @@ def _find_split(repository: _Repository, source: Source, sizes: dict[str, int], 
         if sizes.get(card, 0) > MAX_CARD:
             raise DataError(f"{repository.name}: its {card} has {sizes[card]} bytes, at most {MAX_CARD} are read")
         if card in sizes:
-            repository.fetch(card, folder)
+            repository.fetch(card, sizes[card], folder)
     builder = _make_builder(repository, source, folder)
     listed = {str(split): files for split, files in (builder.config.data_files or {}).items()}
     if source.split not in listed:

@@ -15,8 +15,10 @@ from ptpipeline.data.local import MAX_FILES, Several, load_rows
 from ptpipeline.data.table import Part, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
+from ptpipeline.records.base import MAX_INTEGER
 from ptpipeline.storage.s3 import KeyPair, check_credential, make_client
-from ptpipeline.storage.s3_faults import explain_fault, is_strange, read_fault
+from ptpipeline.storage.s3_answers import Pages
+from ptpipeline.storage.s3_faults import MALFORMED, Strange, explain_fault, is_strange, read_fault
 from ptpipeline.task.source import FORMATS, S3Objects, Source
 
 _PIECE = 8 * 2**20
@@ -26,6 +28,14 @@ class _Object(NamedTuple):
     key: str
     etag: str
     size: int
+
+    @classmethod
+    def read(cls, key: str, told: Any) -> "_Object":
+        """Return the object of that key as an answer tells it; Strange if it has a size that no object can have."""
+        size = told["Size"] if "Size" in told else told["ContentLength"]
+        if not 0 <= size <= MAX_INTEGER:
+            raise Strange("a size that is none")
+        return cls(key, told["ETag"], size)
 
 
 def identify(source: Source, home: Path) -> list[list[str | int]]:
@@ -80,16 +90,17 @@ class _Bucket:
         if self._objects.key and not self._objects.key.endswith("/"):
             with self._translating():
                 found = self._client.head_object(Bucket=self._objects.bucket, Key=self._objects.key)
-                return [_Object(self._objects.key, found["ETag"], found["ContentLength"])]
-        objects = []
+                return [_Object.read(self._objects.key, found)]
+        objects, listed = [], Pages()
         with self._translating():
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._objects.bucket, Prefix=self._objects.key):
                 if not page.keys() & {"Name", "IsTruncated"}:
                     raise KeyError("Name")  # a page of HTML, which lists nothing
-                objects += [_Object(one["Key"], one["ETag"], one["Size"]) for one in page.get("Contents", ())]
+                objects += [_Object.read(one["Key"], one) for one in page.get("Contents", ())]
                 if len(objects) > MAX_FILES:
                     raise DataError(f"{self._where}: more than {MAX_FILES} objects below it; name a longer prefix")
+                listed.check(page)
         objects = sorted(one for one in objects if one.size and not _is_mark(one.key))
         if not objects:
             raise DataError(f"{self._where}: no object with rows is below it; correct the prefix")
@@ -128,7 +139,7 @@ class _Bucket:
             ) from None
         except (boto.ParamValidationError, UnicodeError):
             raise DataError(f"{self._where}: no bucket or key can be called so; correct data.source.s3.url") from None
-        except (boto.BotoCoreError, RecursionError, KeyError) as error:
+        except (boto.BotoCoreError, *MALFORMED) as error:
             if is_strange(error):
                 raise SettingsError(
                     f"{self._where}: the server does not answer as S3 does; check data.source.s3.endpoint"

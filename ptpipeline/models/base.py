@@ -13,7 +13,7 @@ from filelock import FileLock
 from ptpipeline.durable import publish
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parsing
-from ptpipeline.hub import asking_hub, open_hub
+from ptpipeline.hub import asking_hub, download, open_hub
 from ptpipeline.models.files import CONFIG, INDEX, SHARDS, SIDE_FILES, WEIGHTS, BaseFiles, read_files, read_texts
 from ptpipeline.models.fingerprint import compute_fingerprints
 from ptpipeline.packages import Packed, package_member
@@ -118,12 +118,15 @@ def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
 def _download(name: str, source: BaseModelSource, target: Path) -> None:
     """Fetch the files that are loaded, and no other, at the commit that is pinned; nothing if they do not fit."""
     what, loaded = f"base model {name}: hub:{source.hub}@{source.revision}", [*SIDE_FILES, WEIGHTS, INDEX, SHARDS]
+    hub, how, sizes = open_hub(), {"revision": source.revision}, {}
     with asking_hub(what, BaseModelError):
-        hub = open_hub()
-        tree = hub.list_repo_tree(str(source.hub), revision=source.revision)
-        sizes = [entry.size for entry in tree if any(fnmatch(entry.path, pattern) for pattern in loaded)]
-        _check_room(what, sum(sizes), target.parent)
-        hub.snapshot_download(str(source.hub), revision=source.revision, local_dir=target, allow_patterns=loaded)
+        for entry in hub.list_repo_tree(str(source.hub), **how):
+            if any(fnmatch(entry.path, pattern) for pattern in loaded) and "/" not in entry.path:
+                sizes[entry.path] = int(entry.size)
+    _check_room(what, sum(sizes.values()), target.parent)
+    target.mkdir()
+    for path, size in sizes.items():
+        download(hub, str(source.hub), path, size, what, BaseModelError, local_dir=target, **how)
 
 
 def _check_room(what: str, needed: int, folder: Path) -> None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError, Overloaded, PtpError, ServiceUnavailable, SettingsError
-from ptpipeline.foreign import parse_json, parsing, shorten
+from ptpipeline.foreign import UNPACKED, parse_json, parsing, shorten
 from ptpipeline.settings import explain_environment, is_loopback
 
 MOST_TOKEN_IDS = 128  # of one request (vLLM's MAX_LOGPROB_TOKEN_IDS)
@@ -123,7 +123,7 @@ class Upstream:
         try:
             self._client = httpx.AsyncClient(
                 base_url=self.url,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
+                headers=UNPACKED | ({"Authorization": f"Bearer {key}"} if key else {}),
                 timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the caller's patience bounds the rest
                 limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
                 trust_env=not is_loopback(self.url),
@@ -229,7 +229,7 @@ class Upstream:
 
     async def _read_all(self, answer: httpx.Response) -> bytes:
         body = bytearray()
-        async for piece in answer.aiter_bytes():
+        async for piece in answer.aiter_raw():
             body += piece
             if len(body) > MAX_ANSWER:
                 raise self._strange(f"its answer is longer than {MAX_ANSWER} bytes")
@@ -238,7 +238,7 @@ class Upstream:
     async def _read_events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
         """Yield the data of each event (WHATWG HTML, 9.2.5) up to `[DONE]`."""
         rest = b""
-        async for piece in answer.aiter_bytes():
+        async for piece in answer.aiter_raw():
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 data = line.strip().removeprefix(b"data:").strip()

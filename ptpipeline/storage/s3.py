@@ -16,7 +16,8 @@ from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, Servi
 from ptpipeline.settings import is_loopback
 from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
-from ptpipeline.storage.s3_faults import Fault, explain_fault, is_strange, read_fault
+from ptpipeline.storage.s3_answers import Pages, bound_answers
+from ptpipeline.storage.s3_faults import MALFORMED, Fault, explain_fault, is_strange, read_fault
 from ptpipeline.storage.signed_get import SignedGet
 
 _VERBS = {
@@ -98,6 +99,7 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
     if is_loopback(client.meta.endpoint_url) and urllib.request.getproxies():
         direct = config.merge(Config(proxies={}))
         client = session.client("s3", endpoint_url=endpoint, region_name=region(), config=direct, **named)
+    bound_answers(client, limits.seconds)
     return client
 
 
@@ -189,25 +191,32 @@ class S3Store:
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
         for page in self._pages(prefix):
-            for item in page.get("Contents", []):
-                yield Listed(item["Key"].removeprefix(self.prefix), item["LastModified"].astimezone(UTC), item["Size"])
+            with self._translating("list_objects_v2", prefix):
+                listed = [
+                    Listed(item["Key"].removeprefix(self.prefix), item["LastModified"].astimezone(UTC), item["Size"])
+                    for item in page.get("Contents", [])
+                ]
+            yield from listed
 
     def keys(self, prefix: str) -> Iterator[str]:
         return (item.key for item in self.list_objects(prefix))
 
     def folders(self, prefix: str) -> Iterator[str]:
         for page in self._pages(prefix, Delimiter="/"):
-            for item in page.get("CommonPrefixes", []):
-                yield item["Prefix"].removeprefix(self.prefix).removesuffix("/")
+            with self._translating("list_objects_v2", prefix):
+                folders = [item["Prefix"] for item in page.get("CommonPrefixes", [])]
+            yield from (folder.removeprefix(self.prefix).removesuffix("/") for folder in folders)
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
-        token: dict[str, str] = {}
+        pages, token = Pages(), ""
         while True:
-            page = self._call("list_objects_v2", Prefix=f"{self._key(prefix)}/", **options, **token)
+            following = {"ContinuationToken": token} if token else {}
+            page = self._call("list_objects_v2", Prefix=f"{self._key(prefix)}/", **options, **following)
             yield page
-            if not page.get("IsTruncated"):
+            with self._translating("list_objects_v2", prefix):
+                token = pages.check(page)
+            if not token:
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)
@@ -252,7 +261,7 @@ class S3Store:
             raise SettingsError(f"object store {self.url} needs {KEYS}: {error}") from error
         except boto.ParamValidationError as error:
             raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
-        except (boto.BotoCoreError, RecursionError, KeyError) as error:
+        except (boto.BotoCoreError, *MALFORMED) as error:
             if is_strange(error):
                 raise SettingsError(
                     f"object store {self.where} does not answer as S3 does; check PTP_S3_ENDPOINT and "

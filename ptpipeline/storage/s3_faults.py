@@ -33,6 +33,14 @@ _MEANINGS_OF_STATUS: dict[int, Meaning] = {
 }
 
 
+class Strange(ValueError):
+    """An answer that no S3 server gives."""
+
+
+# What botocore, and whoever reads what it read, raises for answers that nobody expected.
+MALFORMED = (RecursionError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)
+
+
 class Fault(NamedTuple):
     """What an S3 server means by an answer that is no success, with its status and its own word.
 
@@ -73,11 +81,11 @@ def explain_fault(fault: Fault, where: str, doing: str, keys: str) -> SettingsEr
 
 
 def is_strange(error: Any) -> bool:
-    """Whether the server does not answer as S3 does: an answer lacks a part, or botocore gave up following its
-    redirections in a circle, which it may tell as an error of the HTTP client.
+    """Whether the server does not answer as S3 does: an answer lacks a part or has an odd one, or botocore gave up
+    following its redirections in a circle, which it may tell as an error of the HTTP client.
     """
     within = getattr(error, "kwargs", {}).get("error")
-    return isinstance(error, RecursionError | KeyError) or isinstance(within, RecursionError)
+    return isinstance(error, MALFORMED) or isinstance(within, RecursionError)
 
 
 def _find_meaning(status: int, code: str) -> Meaning:

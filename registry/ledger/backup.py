@@ -150,6 +150,8 @@ def _check(path: Path) -> Saved:
         value = parse_json(line, f"{path}: line {number + 1}", _FIX)
         if number == 0:
             head = value if isinstance(value, dict) else {}
+            if head.get("format") != FORMAT:
+                break  # whatever it is, it may be of any length
         elif isinstance(value, dict):
             end = {**value, "digest": digest.hexdigest(), "line": number}
         else:

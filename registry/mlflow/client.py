@@ -2,18 +2,23 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
-from ptpipeline.foreign import escape_controls
+from ptpipeline.foreign import UNPACKED, escape_controls
 from ptpipeline.settings import CREDENTIALS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 REQUEST_SECONDS = 10
+ANSWER_SECONDS = 3 * REQUEST_SECONDS  # for the whole answer; the limit above is for each read
+MAX_ANSWER = 32 * 2**20  # bytes; a page of versions has some 3 MB
+_PIECE = 2**16
 LIMITS = {  # the leases depend on them, so the environment does not override them
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeat inside the client could write after our lease ended
@@ -40,7 +45,49 @@ def connect(uri: str) -> "MlflowClient":
         os.environ["NETRC"] = os.devnull  # else requests sends what ~/.netrc says, a `default` too, instead of these
     from mlflow import MlflowClient
 
+    _bound_answers()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@cache
+def _bound_answers() -> None:
+    """Let MLflow's client, which reads whatever comes, read no more than an answer may have, and unfold none.
+
+    It makes its sessions with the adapter that its module names. Files are streams, of which it reads a part at a time.
+    """
+    from mlflow.utils import request_utils
+    from requests import Response
+    from requests.exceptions import ConnectionError as NotAnswered
+    from urllib3.util import Retry
+
+    class Bounded(request_utils.TCPKeepAliveHTTPAdapter):  # type: ignore[misc]
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            self.max_retries = Retry(0, read=False)  # MLflow's own reads an error to its end before it tells of it
+
+        def send(self, request: Any, stream: bool = False, *rest: Any, **options: Any) -> Response:
+            if not stream:
+                request.headers.update(UNPACKED)
+            answer: Response = super().send(request, stream, *rest, **options)
+            if not stream:
+                answer._content = read(answer)
+            return answer
+
+    def read(answer: Response) -> bytes:
+        body, ends = bytearray(), time.monotonic() + ANSWER_SECONDS
+        try:
+            while piece := answer.raw.read1(_PIECE, decode_content=False):
+                body += piece
+                if len(body) > MAX_ANSWER:
+                    raise NotAnswered(f"it sends more than {MAX_ANSWER} bytes")
+                if time.monotonic() > ends:
+                    raise NotAnswered(f"its answer takes longer than {ANSWER_SECONDS} s")
+        except BaseException:
+            answer.close()
+            raise
+        return bytes(body)
+
+    request_utils.TCPKeepAliveHTTPAdapter = Bounded
 
 
 @contextmanager

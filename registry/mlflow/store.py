@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.records.versions import PromptVersion
 from registry.card.card import ALIAS_TAG, VERDICT_DIGEST_TAG, VERDICT_TAG, Card
 from registry.card.description import render_description
@@ -33,6 +34,7 @@ APPLIED_TAG = (
     "ptp.applied."  # of a registered model, before an alias: the seq of the promotion that we wrote there last
 )
 PAGE = 1000  # model versions in one answer: with their descriptions about 3 MB
+MAX_PAGES = 10_000
 WEBHOOK = "ptpipeline"
 EVENTS = [
     "registered_model.created",
@@ -265,6 +267,8 @@ class MlflowStore:
 
 
 def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield what the pages hold; a server that goes round in a circle, or has more pages than anybody, is away."""
+    tokens: set[str] = set()
     token: str | None = None
     while True:
         page = fetch(token)
@@ -272,6 +276,9 @@ def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+        if token in tokens or len(tokens) == MAX_PAGES:
+            raise ServiceUnavailable("MLflow's list does not end; check PTP_MLFLOW, and run again later")
+        tokens.add(token)
 
 
 def _shown(version: "ModelVersion") -> Shown:

@@ -137,6 +137,15 @@ def test_a_query_of_sqlite_that_does_not_end_is_stopped(sqlite: Rows, monkeypatc
         sqlite.read(endless)
 
 
+@pytest.mark.parametrize("column", ["text", "other"])
+def test_a_value_of_sqlite_that_no_text_has_is_refused_before_it_is_read(sqlite: Rows, column: str) -> None:
+    """A query may make a value of a gigabyte of nothing, also in a column that nobody asks for."""
+    text = "" if column == "text" else "'a' AS text, "
+    huge = f"zeroblob({database.MAX_CELL + 1}) AS {column}"
+    with pytest.raises(DataError, match="a row or a value has more than 16777216 bytes; leave it out of the query"):
+        sqlite.read(f"SELECT {huge}, {text}1 AS label")
+
+
 def test_numbers_and_dates_become_what_a_person_writes(sqlite: Rows) -> None:
     sqlite.put(("a", "bad"))
     for value, written in {"1": "1", "1.0": "1", "0.5": "0.5", "NULL": None, "x'626164'": "bad"}.items():

@@ -1,6 +1,7 @@
 """What a server may answer that is no vLLM, or one that breaks: always a sentence, never a crash or an answer."""
 
 import asyncio
+import gzip
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,20 @@ __all__ = ["vllm"]  # a fixture
 EVENT = b'data: {"choices": [{"index": 0, "text": "a", "finish_reason": %s}]}\n\n'
 
 
-def told(body: bytes, use: Callable[[Upstream], Coroutine[Any, Any, Any]], status: int = 200) -> PtpError:
-    """The error that comes of a server which answers everything with that body."""
+def told(
+    body: bytes, use: Callable[[Upstream], Coroutine[Any, Any, Any]], status: int = 200, packed: str | None = None
+) -> PtpError:
+    """The error that comes of a server which answers everything with that body, packed as it says."""
 
     class Answers(Quiet):
         def do_POST(self) -> None:  # noqa: N802
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.answer(status, body)
+
+        def end_headers(self) -> None:
+            if packed is not None:
+                self.send_header("Content-Encoding", packed)
+            super().end_headers()
 
         do_GET = do_POST  # noqa: N815
 
@@ -74,6 +82,13 @@ BODIES = {
 @pytest.mark.parametrize("kind", BODIES)
 def test_what_is_no_list_of_models_is_no_vllm(kind: str) -> None:
     assert isinstance(told(BODIES[kind], lambda upstream: upstream.find_model()), SettingsError)
+
+
+@pytest.mark.parametrize("use", [lambda upstream: upstream.find_model(), read_all])
+def test_an_answer_that_is_packed_unasked_is_not_unfolded(use: Callable[[Upstream], Coroutine[Any, Any, Any]]) -> None:
+    """A piece of gzip within gzip unfolds a million times, before anybody can count what comes of it."""
+    body = gzip.compress(gzip.compress(b'{"data": [{"id": "base"}]}\n' + EVENT % b'"stop"'))
+    assert isinstance(told(body, use, packed="gzip, gzip"), SettingsError | ServiceUnavailable)
 
 
 SCORES = {

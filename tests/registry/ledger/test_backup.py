@@ -184,6 +184,13 @@ def test_a_backup_names_a_schema_and_nothing_else(tmp_path: Path, schema: object
         restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / "altered")
 
 
+def test_a_file_of_something_else_is_told_by_its_first_line(tmp_path: Path) -> None:
+    """It may be of any length, and is not read to its end: this one is cut off there."""
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 10_000)[:-8])
+    with pytest.raises(ArtifactError, match="not a backup of a ledger; `ptp backup FILE` writes one"):
+        restore(f"sqlite:///{tmp_path}/ledger.db", tmp_path / "rows.jsonl.gz")
+
+
 def test_a_backup_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ArtifactError, match="not a regular file"):

@@ -1,9 +1,11 @@
 """The client of MLflow: which login it gives, how long it waits, and what its errors tell."""
 
+import gzip
 import json
+import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +125,59 @@ def test_a_servers_control_characters_are_written_out() -> None:
     with pytest.raises(Terminal) as raised, translated_errors(URI):
         raise MlflowException("\x1b]0;title\x07 \u202eno", RESOURCE_DOES_NOT_EXIST)
     assert str(raised.value).isprintable()
+
+
+def flooding(status: int, piece: bytes, pause: float) -> type[Quiet]:
+    """A server whose answers have no end."""
+
+    class Flooding(Quiet, BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            with suppress(OSError):  # who asked leaves in the middle
+                while True:
+                    self.wfile.write(piece)
+                    time.sleep(pause)
+
+    return Flooding
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_no_more_is_read_than_an_answer_may_have(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr("registry.mlflow.client.MAX_ANSWER", 2**20)
+    with (
+        serve(flooding(status, b" " * 2**16, 0.0)) as address,
+        pytest.raises(ServiceUnavailable, match="1048576 bytes"),
+    ):
+        MlflowStore(address).models()
+
+
+def test_an_answer_that_trickles_in_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.mlflow.client.ANSWER_SECONDS", 0.2)
+    told = pytest.raises(ServiceUnavailable, match=r"takes longer than 0\.2 s")
+    with serve(flooding(200, b" ", 0.02)) as address, told:
+        MlflowStore(address).models()
+
+
+def test_an_answer_that_is_packed_unasked_is_not_unfolded() -> None:
+    """A piece of gzip within gzip unfolds a million times, before anybody can count what comes of it."""
+
+    class Packing(Quiet, BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(200, gzip.compress(gzip.compress(b"{}")))
+
+        def end_headers(self) -> None:
+            self.send_header("Content-Encoding", "gzip, gzip")
+            super().end_headers()
+
+    with serve(Packing) as address, pytest.raises(ServiceUnavailable, match="not in a valid JSON format"):
+        MlflowStore(address).models()
+
+
+def test_a_list_that_goes_round_in_a_circle_ends() -> None:
+    page = b'{"registered_models": [{"name": "mood"}], "next_page_token": "again"}'
+    with refusing(GET=(200, page)) as address, pytest.raises(ServiceUnavailable, match="MLflow's list does not end"):
+        MlflowStore(address).models()
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Answers of an S3 server that botocore reads whole, lists and errors: within a bound, in bytes and in time.
+
+botocore itself reads whatever comes, and an object of S3 alone comes as a stream.
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+from ptpipeline.storage.s3_faults import Strange
+
+MAX_ANSWER = 4 * 2**20  # bytes: a list has at most 1000 keys of 1024 bytes, each written as at most three
+MAX_TAGS = 100_000  # of XML; a key takes some 20
+MAX_EMPTY = 100  # pages of a list, one behind the other, that hold nothing
+_PIECE = 2**16
+
+
+def bound_answers(client: Any, seconds: float) -> None:
+    """Let a client of boto3 read no answer, but an object, that is longer than any of S3, or takes so many seconds."""
+    client.meta.events.register("before-send.s3", partial(_send, client, seconds))
+
+
+def _send(client: Any, seconds: float, request: Any, **_: Any) -> Any:
+    """Send the request as botocore does, and leave the body to whoever reads it."""
+    from botocore.awsrequest import AWSResponse
+    from botocore.exceptions import ReadTimeoutError
+
+    class Bounded(AWSResponse):  # type: ignore[misc]
+        _content: bytes | None
+
+        @property
+        def content(self) -> bytes:
+            if self._content is None:
+                body, ends = bytearray(), time.monotonic() + seconds
+                while piece := self.raw.read1(_PIECE):
+                    body += piece
+                    if len(body) > MAX_ANSWER or body.count(b"<") > MAX_TAGS:
+                        raise Strange("a longer answer than S3 has")
+                    if time.monotonic() > ends:
+                        raise ReadTimeoutError(endpoint_url=self.url)
+                self._content = bytes(body)
+            return self._content
+
+    request.stream_output = True
+    answer = client._endpoint.http_session.send(request)
+    return Bounded(answer.url, answer.status_code, answer.headers, answer.raw)
+
+
+class Pages:
+    """Watches that a list comes to an end: each of its pages but a few holds something, or names another one."""
+
+    def __init__(self) -> None:
+        self._empty, self._token = 0, ""
+
+    def check(self, page: Any) -> str:
+        """Return the token of the next page, "" behind the last; raise Strange if the list does not come to an end."""
+        if not page.get("IsTruncated"):
+            return ""
+        token = str(page["NextContinuationToken"])
+        self._empty = 0 if page.get("Contents") or page.get("CommonPrefixes") else self._empty + 1
+        if token == self._token or self._empty > MAX_EMPTY:
+            raise Strange("a list that does not end")
+        self._token = token
+        return token
