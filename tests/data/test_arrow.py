@@ -179,11 +179,12 @@ def test_an_encrypted_file_is_one_sentence(tmp_path: Path, readable_footer: bool
         load(tmp_path, body, "parquet")
 
 
-@pytest.mark.parametrize("cut", [4, 40, 200])
-def test_a_truncated_file_is_one_sentence(tmp_path: Path, cut: int) -> None:
+@pytest.mark.parametrize("cut", [4, 40, 200, -1])
+def test_a_truncated_file_is_told_as_such(tmp_path: Path, cut: int) -> None:
     path = stored(tmp_path, {"text": ["a"], "label": ["b"]})
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(DataError, match=r"not readable as parquet: cannot be read .*; give a file in parquet"):
+    told = "the file is a Parquet file that was cut off; fetch or write it again"
+    with pytest.raises(DataError, match=f"not readable as parquet: {told}"):
         read(path, "parquet")
 
 
