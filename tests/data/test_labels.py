@@ -145,6 +145,11 @@ def test_labels_of_other_letters_that_look_alike_are_written_out() -> None:
     assert "'th\u00e9' (1 row); allowed: 'caf\u00e9', 'bad'; " in told(["th\u00e9"], "caf\u00e9", "bad")
 
 
+def test_labels_of_another_script_that_look_alike_are_written_out() -> None:
+    said = told(["positive"], "p\u043esitive", "bad")
+    assert r"'positive' (1 row); allowed: 'p\u043esitive', 'bad'; " in said
+
+
 def test_labels_of_every_script_are_readable() -> None:
     assert "'긍정' (1 row), '肯定' (1 row)" in told(["긍정", "肯定"], "good", "bad")
 
