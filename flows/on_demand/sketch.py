@@ -174,10 +174,11 @@ def join_sketches(sketches: Sequence[Sketch]) -> Sketch:
             f"{unlike.name}: is written in another way than {first.name}: name files that are written alike"
         )
     common = [one.column for one in first.seen if all(one.column in other.table.columns for other in sketches)]
-    if not common:
+    if len(common) < 2:  # a text and its label
         raise DataError(
-            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns; parts of "
-            "one file, of which the first alone has the names, become one by: cat FILES > NEW"
+            f"{first.name} and {sketches[1].name}: have {'one column' if common else 'no column'} in common: name "
+            "files of the same columns; parts of one file, of which the first alone has the names, become one by: cat "
+            "FILES > NEW, and parts without names by: (echo text,label; cat FILES) > NEW"
         )
     table = join_tables(sketches, common)
     source = first.source.model_copy(update={"path": [path for one in sketches for path in one.source.paths]})

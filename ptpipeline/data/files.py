@@ -148,7 +148,7 @@ def list_columns(name: str, path: Path, source: Source) -> Listed:
     """
     with parsing(f"{name}: not readable as {source.format}", _give(source.format), DataError):
         if path.stat().st_size == 0:
-            raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+            raise NoRows(f"{name}: the file is empty; expected rows in {source.format}")
         _check_beginning(name, path, source.format or "")
         if source.format == "jsonl":
             return list_keys(name, path)

@@ -72,6 +72,8 @@ class Labels:
         found = {cell for cell in unknown if cell}
         if not all(map(is_utf8, found)):
             return "save the file as UTF-8 (\\udc.. stands for a byte that is not)"
+        if not found:
+            return "give these rows a label"
         used = set(known)
         words = {_fold(label): words for label, words in self.words.items()}
         labels = {label: self.words[label] for label in self.words if label in used}
@@ -80,7 +82,7 @@ class Labels:
         if mixed or len(set(map(_fold, labels))) < len(labels):
             return "give each label one spelling in the source"
         plain = self._are_labels(found) and all(map(str.isprintable, found))
-        if isinstance(self.rule, Binned) or not plain or not found or not 1 < len(labels) <= MAX_ADVISED:
+        if isinstance(self.rule, Binned) or not plain or not 1 < len(labels) <= MAX_ADVISED:
             return FIX
         written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in labels.items())
         return f"{FIX}, or write in the task labels: {{{written}}}"

@@ -232,6 +232,13 @@ def test_no_line_is_written_if_rows_lack_a_label(tmp_path: Path) -> None:
     assert "write in the task" not in told(["good", "bad", None], "good", "bad")
 
 
+def test_rows_without_a_label_are_to_have_one(tmp_path: Path) -> None:
+    for missing in (None, ""):
+        assert "; give these rows a label, or set data.checks.unknown_label to warn" in told(
+            ["good", missing], "good", "bad"
+        )
+
+
 def test_two_spellings_of_one_label_are_to_be_one() -> None:
     said = told(["good", "Good", "bad"], "good", "bad")
     assert "; give each label one spelling in the source, or set" in said
