@@ -188,14 +188,14 @@ def read_lines() -> list[str]:
 
     Raises DataError, which names the line, if one is not UTF-8.
     """
-    from ptpipeline.data.files import guess_encoding
+    from ptpipeline.data.files import SAMPLE, find_binary, guess_encoding
 
     if sys.stdin is None:
         raise DataError("standard input is closed: give the texts as arguments, or one per line")
     body = sys.stdin.buffer.read(MAX_INPUT + 1).removeprefix(codecs.BOM_UTF8)
     if len(body) > MAX_INPUT:
         raise DataError(f"standard input: more than {MAX_INPUT} bytes of texts; give them in parts")
-    if (encoding := guess_encoding(body[:4096])) is not None:
+    if (encoding := guess_encoding(body[:SAMPLE])) is not None:
         raise DataError(
             f"standard input: the texts are {encoding.name}; convert them first by `iconv -f {encoding.iconv} -t UTF-8`"
         )
@@ -205,6 +205,10 @@ def read_lines() -> list[str]:
         try:
             texts.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:
+            if (kind := find_binary(body[:SAMPLE], "csv")) is not None:
+                raise DataError(
+                    f"standard input is {kind.name}, and no lines of text; give a file of rows with --input FILE"
+                ) from None
             raise DataError(
                 f"standard input, line {number}: not UTF-8 (byte {line[error.start]:#04x} at place {error.start + 1}); "
                 "convert the texts first, such as by `iconv -f latin1 -t utf-8`"

@@ -105,13 +105,14 @@ def draft_task(
 
 def _show_columns(sketch: "Sketch") -> None:
     from flows.cli.render import print_table
+    from flows.on_demand.sketch import tell_twice
     from ptpipeline.data.table import tell_names
 
     print_table([_column_row(one._asdict()) for one in sketch.seen[:SHOWN_COLUMNS]], as_json=False)
     if len(sketch.seen) > SHOWN_COLUMNS:
         say(f"and {len(sketch.seen) - SHOWN_COLUMNS} columns more")
     if sketch.twice:
-        say(f"columns of one name are not taken: {_tell_twice(sketch)}")
+        say(f"columns of one name are not taken: {tell_twice(sketch)}")
     if sketch.unnamed:
         say(
             f"columns without a name are not taken: {sketch.unnamed}; if a title stands above the names of the columns,"
@@ -131,9 +132,9 @@ def _choose_columns(
 
     bases = list_bases(tasks)
     pair = guess_pair(sketch) if given["text"] is None else None
-    if given["text"] is None and pair is None and guess_text(sketch) is None and sketch.twice:
-        raise DataError(f"no column looks like the text: name one with --text; {_tell_twice(sketch)}")
     more = advise_missing(sketch)
+    if given["text"] is None and pair is None and guess_text(sketch) is None and sketch.twice:
+        raise DataError(f"no column looks like the text: name one with --text{more}")
     guess = pair[0] if pair else guess_text(sketch)
     text = _choose("text", "The column of texts", given["text"], guess, ask, more)
     second = pair[1] if pair and text == pair[0] else ""
@@ -157,10 +158,6 @@ def _choose(option: str, question: str, given: str | None, guess: str | None, as
     if guess is None:
         raise DataError(f"no column looks like the {option}: name one with --{option}{more}")
     return guess
-
-
-def _tell_twice(sketch: "Sketch") -> str:
-    return ", ".join(f"{name!r} is the name of {count} columns" for name, count in sketch.twice.items())
 
 
 def _column_row(seen: Mapping[str, object]) -> dict[str, object]:

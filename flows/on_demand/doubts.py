@@ -5,7 +5,8 @@ from itertools import combinations
 
 from flows.on_demand.draft import Choice, Facts
 from flows.on_demand.layout import advise_nested
-from flows.on_demand.sketch import MERGED, Seen, Sketch, is_field
+from flows.on_demand.sketch import MERGED, Seen, Sketch, is_field, tell_twice
+from ptpipeline.data.labels import write_latin
 from ptpipeline.data.near import normalise
 from ptpipeline.data.reencoded import describe_reencoded, find_reencoded
 from ptpipeline.data.table import is_no_name, tell_names
@@ -20,7 +21,7 @@ _EACH = "if a row may have several, make a column and a task for each label (doc
 
 def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
     """Yield what a person should look at before the task runs, in a sentence each."""
-    seen = {label: normalise(label) for label in sorted(facts.labels)}
+    seen = {label: normalise(write_latin(label)) for label in sorted(facts.labels)}
     for one, two in combinations(seen, 2):
         if seen[one] == seen[two]:
             how = "differ in case alone" if one.casefold() == two.casefold() else "look alike"
@@ -63,8 +64,12 @@ def find_doubts(sketch: Sketch, choice: Choice, facts: Facts) -> Iterator[str]:
 
 def advise_missing(sketch: Sketch) -> str:
     """Return what may be the reason why no column looks like texts or labels, behind a semicolon."""
+    if sketch.twice:
+        return f"; {tell_twice(sketch)}: give each another name"
     if sketch.nested:
         return f"; if it stands within {tell_names(sketch.nested)}, {advise_nested(sketch.source, sketch.nested)}"
+    if sketch.headless or sketch.unnamed:
+        return "; columns without a name are not taken: give each one"
     return f"; {_FIRST}" if _is_row_first(sketch) else ""
 
 

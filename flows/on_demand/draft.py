@@ -112,6 +112,11 @@ def _check_columns(sketch: Sketch, *named: tuple[str, str]) -> None:
                 f"{sketch.name}: the column {column!r}, which {option} names, holds lists or objects; expected "
                 f"plain values: {advise_nested(sketch.source, sketch.nested)}"
             )
+        if column in sketch.twice:
+            raise DataError(
+                f"{sketch.name}: {sketch.twice[column]} columns have the name {column!r}, which {option} names; give "
+                "each another name"
+            )
         if column not in sketch.table.columns:
             known = tell_names([one.column for one in sketch.seen])
             raise NotFound(f"{sketch.name}: no column {column!r} for {option}; there are {known}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
 from ptpipeline.data.json_lines import SQUAD
-from ptpipeline.data.table import tell_names
+from ptpipeline.data.table import is_utf8, tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.task.source import Source
 
@@ -20,6 +20,12 @@ _FASTTEXT = "__label__"  # what fastText writes before a label
 _TO_TSV = (
     "the lines begin with labels as fastText writes them; write them as tsv by: "
     "(printf 'label\\ttext\\n'; sed -E 's/\\t/ /g; s/^__label__([^ ]+) */\\1\\t/' FILE) > NEW.tsv"
+)
+# What `cat -n`, `grep -n` and `grep -nH` write before each line: its number, and what takes that out.
+_NUMBERED = (
+    (re.compile(r" ++(\d{1,9}+)\t"), r"^ +[0-9]+\t"),
+    (re.compile(r"(\d{1,9}+):"), "^[0-9]+:"),
+    (re.compile(r"[^:\"]++:(\d{1,9}+):"), "^[^:]+:[0-9]+:"),
 )
 _MAX_BELOW, _FEWEST = 3, 10  # lines of names below the first, and rows that tell them from rows
 _UNFOLD = (
@@ -80,8 +86,12 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
     if lines and all(line.startswith(_FASTTEXT) for line in lines):
         several = any(line.count(_FASTTEXT) > 1 for line in lines)
         return f"{_TO_TSV}{'; of several labels in a line, the first becomes the label' if several else ''}"
+    if front := next((front for number, front in _NUMBERED if _rise(number, lines)), None):
+        return f"each line begins with its number: take it out by: sed -E 's/{front}//' FILE > NEW"
     if len(names) > 1 or not lines:
         return None
+    if not all(map(is_utf8, header)):
+        return "the first line is not UTF-8: save the file as UTF-8"
     if len(header) == 1 and has_gaps(lines[0]):
         return FIXED
     empty = len([name for name in header if not name.strip()])
@@ -96,6 +106,12 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
         f"there is one column ({tell_names(names)}); expected one of texts and one of labels: if the first line is a "
         "title, delete it, and if another sign parts the columns, write them as csv"
     )
+
+
+def _rise(number: re.Pattern[str], lines: Sequence[str]) -> bool:
+    """Whether all lines, of which there are two at least, begin with such a number, each with a higher one."""
+    found = [int(one[1]) for line in lines if (one := number.match(line)) is not None]
+    return len(lines) == len(found) > 1 and all(map(int.__lt__, found, found[1:]))
 
 
 def advise_nested(source: Source, nested: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flows.on_demand.draft import Choice, check_names
 from flows.on_demand.sketch import Sketch, join_sketches, join_tables, look
-from ptpipeline.data.local import find_rows_file, list_rows_files
+from ptpipeline.data.local import Several, find_rows_file, list_rows_files
 from ptpipeline.data.table import NO_CLASS
 from ptpipeline.errors import DataError
 from ptpipeline.settings import resolve_path
@@ -65,11 +65,21 @@ def _tell_split(path: Path) -> str | None:
 
 
 def look_at(splits: Mapping[str, Sequence[Path]], form: str | None, home: Path) -> dict[str, Sketch]:
-    """Return what the files of each split hold. Raises what `look` and `join_sketches` raise."""
+    """Return what the files of each split hold; one without rows adds none. Raises what `look` and `join_sketches`
+    raise.
+    """
     found: dict[str, Sketch] = {}
     for split, paths in splits.items():
         known = found["train"].table.columns if found else ()
-        found[split] = join_sketches([look(path, form, home, known) for path in paths])
+        sketches, several = [], Several(len(paths))
+        for path in paths:
+            with several.reading():
+                sketches.append(look(path, form, home, known))
+        if not sketches:
+            raise DataError(f"{paths[0]}: there are no rows in this file, and in none of those beside it")
+        joined = join_sketches(sketches)
+        names = [str(path) for path in paths] if len(paths) > 1 else str(paths[0])
+        found[split] = joined._replace(source=joined.source.model_copy(update={"path": names}))
     return found
 
 

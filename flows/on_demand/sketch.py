@@ -12,7 +12,7 @@ from ptpipeline.data.dialect import SINGLE, advise_format, are_single_quoted
 from ptpipeline.data.files import list_columns, load_file
 from ptpipeline.data.joined import Joined, join
 from ptpipeline.data.local import find_rows_file, tell_format
-from ptpipeline.data.table import Part, Table, Wanted, tell_names
+from ptpipeline.data.table import NoRows, Part, Table, Wanted, tell_names
 from ptpipeline.errors import DataError
 from ptpipeline.task.labels import MAX_LABELS
 from ptpipeline.task.source import Source
@@ -63,6 +63,7 @@ _TARGET = (
 )
 _FRACTION = re.compile(r"-?\d*\.\d+(?:e-?\d+)?")  # no number of a row
 MERGED = "if cells were merged in a sheet, write their value into each of them"
+MAX_MEAN = 60  # characters of a label that is guessed
 _LOOKED_AT = 1000  # cells that tell whether a column has words
 
 
@@ -84,7 +85,8 @@ class Sketch(NamedTuple):
     """Files of rows as they were found: the source that reads them, their plain columns, and what is in them.
 
     `twice` counts the columns of each name that stands there several times, `nested` are the columns of lists and
-    objects, `unnamed` counts those without a name, but for the first, which pandas writes: none of them is taken.
+    objects, `unnamed` counts those without a name, but for the first (`headless`), which pandas writes: none of them is
+    taken.
     `given` are the sources of dev and test rows, if files of their own hold them: the table has their rows too.
     """
 
@@ -95,6 +97,7 @@ class Sketch(NamedTuple):
     twice: dict[str, int]
     nested: list[str]
     unnamed: int = 0
+    headless: bool = False
     given: Mapping[str, Source] = {}
 
     @property
@@ -117,6 +120,8 @@ def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) 
         listed = list_columns(str(path), plain, source)
         counts = Counter(listed.plain)
         names = [name for name, count in counts.items() if name.strip() and count == 1]
+        if not listed.plain and not listed.nested:
+            raise NoRows(f"{path}: no row has a value; expected at least one column of texts and one of labels")
         if not names:
             raise DataError(
                 f"{path}: no column of plain values{_tell_nested(listed.nested)}; expected at least one of texts and "
@@ -131,11 +136,17 @@ def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) 
     rows = len(next(iter(table.columns.values())).cells)
     twice = {name: count for name, count in counts.items() if count > 1 and name.strip()}
     unnamed = sum(not name.strip() for name in listed.plain[1:])
-    return Sketch(source, table, rows, [_see(name, table) for name in names], twice, listed.nested, unnamed)
+    headless = any(not name.strip() for name in listed.plain[:1])
+    return Sketch(source, table, rows, [_see(name, table) for name in names], twice, listed.nested, unnamed, headless)
 
 
 def _tell_nested(names: Sequence[str]) -> str:
     return f" ({tell_names(names)}: lists or objects)" if names else ""
+
+
+def tell_twice(sketch: Sketch) -> str:
+    """Return the names that several columns have, in words."""
+    return ", ".join(f"{name!r} is the name of {count} columns" for name, count in sketch.twice.items())
 
 
 def _see(name: str, table: Table | Joined) -> Seen:
@@ -163,10 +174,11 @@ def join_sketches(sketches: Sequence[Sketch]) -> Sketch:
             f"{unlike.name}: is written in another way than {first.name}: name files that are written alike"
         )
     common = [one.column for one in first.seen if all(one.column in other.table.columns for other in sketches)]
-    if not common:
+    if len(common) < 2:  # a text and its label
         raise DataError(
-            f"{first.name} and {sketches[1].name}: have no column in common: name files of the same columns; parts of "
-            "one file, of which the first alone has the names, become one by: cat FILES > NEW"
+            f"{first.name} and {sketches[1].name}: have {'one column' if common else 'no column'} in common: name "
+            "files of the same columns; parts of one file, of which the first alone has the names, become one by: cat "
+            "FILES > NEW, and parts without names by: (echo text,label; cat FILES) > NEW"
         )
     table = join_tables(sketches, common)
     source = first.source.model_copy(update={"path": [path for one in sketches for path in one.source.paths]})
@@ -201,12 +213,12 @@ def guess_text(sketch: Sketch) -> str | None:
 
 def guess_label(sketch: Sketch, text: str) -> str | None:
     """Return the column that most looks like labels: by its name, else the one of the fewest different values."""
-    few = [
-        one
-        for one in sketch.seen
-        if one.column != text and 2 <= one.different <= min(MAX_LABELS, one.filled // 2) and one.mean_length <= 60
-    ]
+    few = [one for one in sketch.seen if one.column != text and _are_few(one) and one.mean_length <= MAX_MEAN]
     return _by_name(few, _LABEL) or min(few, key=lambda one: one.different, default=_NOBODY).column or None
+
+
+def _are_few(one: Seen) -> bool:
+    return 2 <= one.different <= min(MAX_LABELS, one.filled // 2)
 
 
 def guess_pair(sketch: Sketch) -> tuple[str, str] | None:
@@ -242,8 +254,12 @@ def explain_no_label(sketch: Sketch) -> str:
     named = _by_name(sketch.seen, _LABEL)
     if (one := next((one for one in sketch.seen if one.column == named), None)) is not None and one.filled:
         merged = f"; {MERGED}" if one.filled * 2 < sketch.rows else ""
-        different = f"{one.column!r} has {one.different} different values"
-        return f"; {different}, and labels are 2 to {MAX_LABELS} that repeat{merged}"
+        if _are_few(one):
+            return (
+                f"; {one.column!r} has values of {one.mean_length:.0f} characters: name it, if these are labels{merged}"
+            )
+        different = f"{one.different} different values" if one.different > 1 else "one value"
+        return f"; {one.column!r} has {different}, and labels are 2 to {MAX_LABELS} that repeat{merged}"
     numbers = next(
         (one.column for one in sketch.seen if one.different > MAX_LABELS and _are_numbers(one, sketch)), None
     )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 4 * 2**30  # of the wanted columns as they are unfolded
 BATCH, ARRAY = 8192, 64 * 2**20  # rows of an array, and what its texts may unfold into
 
+_MAGIC, _FOOTER, _BLOCK = b"PAR1", b"\x15", 2**20  # how a file begins and ends, how a footer begins; bytes read at once
+
 _TIME = re.compile(r"(?:(\S+) )?(\d\d:\d\d:\d\d)(?:\.(\d+))?(.*)")
 
 
@@ -42,6 +44,7 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
         if is_encrypted(reader.plain.metadata, file.read()):
             raise DataError(f"{name}: the file has encrypted columns; write it without encryption")
     _check_bounds(name, reader.plain.metadata, set(at))
+    _check_single(name, path, reader.plain.metadata)
     codes = {column: _class_names(schema, column) for column in at}
     cells: dict[str, list[str | None]] = {column: [] for column in at}
     adders = {column: collect(cells[column]) for column in at}
@@ -66,9 +69,12 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
 
 def list_fields(path: Path) -> Listed:
     """Return the columns that hold no nested values, and those that do."""
+    import pyarrow.types as types
+
     schema = open_parquet(str(path)).schema_arrow
-    plain = [field.name for field in schema if not field.type.num_fields]
-    return Listed(plain, [field.name for field in schema if field.type.num_fields])
+    nested = [types.is_nested(_plain_type(field.type)) for field in schema]
+    names = list(zip(schema.names, nested, strict=True))
+    return Listed([name for name, inner in names if not inner], [name for name, inner in names if inner])
 
 
 class _Reader:
@@ -148,6 +154,37 @@ def _check_bounds(name: str, footer: Any, wanted: set[str]) -> None:
         raise DataError(
             f"{name}: its columns unfold into {stated} bytes, at most {MAX_BYTES} allowed; give a part of it"
         )
+
+
+def _check_single(name: str, path: Path, footer: Any) -> None:
+    """Raise DataError if the file is several behind each other (`cat *.parquet`): the last footer alone would count.
+
+    Then there are bytes between the last column and the footer, as where a file has an index of its pages.
+    """
+    groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(footer.num_columns)]
+    begins = [min(filter(None, (one.dictionary_page_offset, one.data_page_offset)), default=0) for one in chunks]
+    end = max((begin + one.total_compressed_size for begin, one in zip(begins, chunks, strict=True)), default=0)
+    if end + footer.serialized_size + 2 * len(_MAGIC) < path.stat().st_size and _find_joint(path):
+        raise DataError(
+            f"{name}: holds several Parquet files, one behind the other, of which the last alone would be read; give "
+            "each as a file of its own"
+        )
+
+
+def _find_joint(path: Path) -> bool:
+    """Whether a footer ends within the file, and another file begins there; a text may hold the same letters."""
+    with path.open("rb") as file:
+        for begin in range(0, path.stat().st_size, _BLOCK):
+            file.seek(begin)
+            for found in re.finditer(_MAGIC * 2, file.read(_BLOCK + len(_MAGIC) * 2)):
+                at = max(0, begin + found.start() - 4)  # of the length of the footer before it
+                file.seek(at)
+                length = int.from_bytes(file.read(4), "little")
+                file.seek(max(0, at - length))
+                if length < at and file.read(1) == _FOOTER:
+                    return True
+    return False
 
 
 # ---------------------------------------------------------------- types

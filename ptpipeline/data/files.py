@@ -4,6 +4,7 @@ Only the columns that the task names are kept, and only they decide whether the 
 a byte that is not becomes half of a surrogate pair (PEP 383), which no UTF-8 can hold, so that `is_readable` tells.
 """
 
+import codecs
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,16 +45,20 @@ _STATA = (
     "write it as Parquet by: python -c 'import pandas, sys; "
     "pandas.read_stata(sys.argv[1]).to_parquet(sys.argv[2])' FILE NEW.parquet"
 )
+_UNPACK = (
+    "decompress it by: {} < FILE > NEW"  # whatever the file's name: the programs refuse endings that they do not know
+)
+_PARQUET = "if it is text, set data.source.format: csv, tsv or jsonl"
 
 # How files begin that are none of text: their name and what to do.
 _BEGINNINGS = {
-    b"\x1f\x8b": ("compressed by gzip", "decompress it with gunzip"),
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it with unzstd"),
+    b"\x1f\x8b": ("compressed by gzip", _UNPACK.format("gunzip")),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", _UNPACK.format("unzstd")),
     **dict.fromkeys(
         (bytes((kind, 0x2A, 0x4D, 0x18)) for kind in range(0x50, 0x60)),
-        ("compressed by zstd, behind a frame to be skipped", "decompress it with unzstd"),
+        ("compressed by zstd, behind a frame to be skipped", _UNPACK.format("unzstd")),
     ),
-    b"\xfd7zXZ\x00": ("compressed by xz", "decompress it with unxz"),
+    b"\xfd7zXZ\x00": ("compressed by xz", _UNPACK.format("unxz")),
     b"PK\x03\x04": ("a zip archive", "unpack it by: unzip FILE"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
     b"PAR1\x15": ("a Parquet file", "set data.source.format: parquet"),
@@ -66,7 +71,7 @@ _BEGINNINGS = {
     b"Obj\x01": ("an Avro file", _AVRO),
     b"%PDF-": ("a PDF file", "give a table"),
     b"{\\rtf": ("a document of a word processor", "save it as plain text in UTF-8"),
-    b"\x04\x22\x4d\x18": ("compressed by lz4", "decompress it with unlz4"),
+    b"\x04\x22\x4d\x18": ("compressed by lz4", _UNPACK.format("unlz4")),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
     b"Rar!\x1a\x07": ("a rar archive", "unpack it"),
     b"\x93NUMPY": ("a NumPy array", "save the rows as csv or Parquet"),
@@ -84,17 +89,28 @@ _BEGINNINGS = {
         "fetch it by: git lfs pull",
     ),
 }
+READ = ("compressed by gzip", "compressed by zstd")  # kinds that are read in every format of text
 # What the names of a zip archive's first members tell of it.
 _ZIPPED = {
     b"xl/": ("an Excel workbook", "save the sheet as CSV UTF-8"),
     b"opendocument.spreadsheet": ("a workbook of LibreOffice", "save the sheet as CSV in UTF-8"),
+    b".iwa": ("a workbook of Numbers", "export the table as CSV"),
     b"word/": ("a document of a word processor", "save it as plain text in UTF-8"),
     b"[Content_Types].xml": ("an Excel workbook", "save the sheet as CSV UTF-8"),
 }
 _MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_JAPANESE = (b"\x1b$B", b"\x1b$@")  # what ISO-2022-JP writes before Japanese: bytes that are UTF-8 too
+# What encodings in bytes that are UTF-8 too write before letters that are not Latin.
+_ESCAPES = {
+    b"\x1b$B": "ISO-2022-JP",
+    b"\x1b$@": "ISO-2022-JP",
+    b"\x1b$)C": "ISO-2022-KR",
+    b"\x1b$)A": "ISO-2022-CN",
+}
 _TAR_AT = 257  # bytes before the name of a tar's format
-_SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
+SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
+# Of these a text has hardly any; programs have nearly all of them, as have pictures and what is compressed.
+_CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1a\x1b")
+_FEW = 6  # different ones, in a file that is no UTF-8
 
 
 def load_file(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
@@ -132,7 +148,7 @@ def list_columns(name: str, path: Path, source: Source) -> Listed:
     """
     with parsing(f"{name}: not readable as {source.format}", _give(source.format), DataError):
         if path.stat().st_size == 0:
-            raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+            raise NoRows(f"{name}: the file is empty; expected rows in {source.format}")
         _check_beginning(name, path, source.format or "")
         if source.format == "jsonl":
             return list_keys(name, path)
@@ -156,24 +172,48 @@ def _check_beginning(name: str, path: Path, form: str) -> None:
 def find_kind(path: Path, form: str) -> Kind | None:
     """Return the kind of file that begins so, if it is not of the given format; None if it may be."""
     with path.open("rb") as file:
-        sample = file.read(_SAMPLE)
-        file.seek(max(0, path.stat().st_size - _SAMPLE))
-        end = file.read(_SAMPLE)
+        sample = file.read(SAMPLE)
+        file.seek(max(0, path.stat().st_size - SAMPLE))
+        end = file.read(SAMPLE)
+    kind = find_binary(sample, form)
+    if kind is None:
+        kind = find_markup(*(part.decode("utf-8-sig", errors="replace") for part in (sample, end)))
+    if form != "parquet":
+        return kind
+    if not sample.startswith(b"PAR1"):
+        return kind or Kind("no Parquet file, as its first bytes tell", _PARQUET)
+    whole = end.endswith(b"PAR1") and len(sample) > len(b"PAR1")
+    return None if whole else Kind("a Parquet file that was cut off", "fetch or write it again")
+
+
+def find_binary(sample: bytes, form: str) -> Kind | None:
+    """Return the kind of file that begins so, if it is no text in UTF-8 and not of the given format; else None."""
     kind = next((Kind(*told) for begin, told in _BEGINNINGS.items() if sample.startswith(begin)), None)
     if sample.startswith(b"PK\x03\x04"):
         kind = next((Kind(*told) for name, told in _ZIPPED.items() if name in sample), kind)
     if re.match(rb"BZh[1-9]1AY&SY", sample):
-        kind = Kind("compressed by bzip2", "decompress it with bunzip2")
+        kind = Kind("compressed by bzip2", _UNPACK.format("bunzip2"))
     if sample[_TAR_AT : _TAR_AT + 5] == b"ustar":
         kind = Kind("a tar archive", "unpack it")
     if kind is None and form != "parquet" and (encoding := guess_encoding(sample)) is not None:
         fix = f"save it as UTF-8, for example by: iconv -f {encoding.iconv} -t UTF-8 FILE > NEW"
         kind = Kind(encoding.name, fix)
-    if kind is None and form != "parquet" and sample.count(0) * 10 > len(sample):
+    if kind is None and form != "parquet" and _is_binary(sample):
         kind = Kind("no text", "save the rows as csv or Parquet by the program that wrote it")
-    if kind is None:
-        kind = find_markup(*(part.decode("utf-8-sig", errors="replace") for part in (sample, end)))
-    return None if form == "parquet" and sample.startswith(b"PAR1") else kind
+    return kind
+
+
+def _is_binary(sample: bytes) -> bool:
+    """Whether a file that begins so is no text of any encoding."""
+    if sample.count(0) * 10 > len(sample):
+        return True
+    if len(_CONTROLS.intersection(sample)) < _FEW:
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 class Encoding(NamedTuple):
@@ -184,12 +224,12 @@ class Encoding(NamedTuple):
 
 
 def guess_encoding(sample: bytes) -> Encoding | None:
-    """Return the encoding of a text that begins so, if it is UTF-16, UTF-32 or ISO-2022-JP; None if it may be UTF-8.
+    """Return the encoding of a text that begins so, if it is UTF-16, UTF-32 or ISO-2022; None if it may be UTF-8.
 
     Every second byte of UTF-16 is NUL for the letters of most languages' markup, and no text has so many.
     """
-    if any(escape in sample for escape in _JAPANESE):
-        return Encoding("ISO-2022-JP", "ISO-2022-JP")
+    if escaped := next((name for escape, name in _ESCAPES.items() if escape in sample), None):
+        return Encoding(escaped, escaped)
     mark = next((name for begin, name in _MARKS.items() if sample.startswith(begin)), None)
     if mark is not None:
         return Encoding(mark, mark)

@@ -7,10 +7,11 @@ from ptpipeline.foreign import shorten
 
 LOOKED_AT = 10_000  # entries below a folder
 
-_DELTA = (
-    "is a Delta table, whose folder also keeps rows that were deleted: write its rows as Parquet by the program that "
-    "wrote it, for example by `spark.read.format('delta').load(FOLDER).write.parquet(NEW)`, and name that"
+_LAKE = (
+    "is a table of {}, whose folder also keeps rows that were deleted: write its rows as Parquet by the program that "
+    "wrote it, for example by `spark.read.format('{}').load(FOLDER).write.parquet(NEW)`, and name that"
 )
+_LAKES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}  # by what marks its folder
 _SAVED = (
     "is a data set that `datasets` saved: write it as Parquet by: python -c 'import datasets, sys; "
     "datasets.load_from_disk(sys.argv[1]).to_parquet(sys.argv[2])' FOLDER NEW.parquet"
@@ -37,8 +38,8 @@ _TEXTS = (
 
 def advise_folder(folder: Path) -> str | None:
     """Return what the folder is as a whole, and the command that writes its rows as a file; None if it is no table."""
-    if (folder / "_delta_log").is_dir():
-        return _DELTA
+    if lake := next((lake for mark, lake in _LAKES.items() if next(folder.glob(mark), None)), None):
+        return _LAKE.format(lake, lake.lower())
     if (folder / "dataset_dict.json").is_file():
         return _SAVED_SPLITS
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():

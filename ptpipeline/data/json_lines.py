@@ -6,6 +6,7 @@ Numbers keep the digits of the file.
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from ptpipeline.data.table import (
     MAX_ROWS,
     Column,
     Listed,
+    NoRows,
     Places,
     Table,
     Wanted,
@@ -32,16 +34,10 @@ MAX_LINE = 64 * 2**20  # characters
 LOOKED_AT = 1000  # rows that tell the names of the columns
 MAX_COLUMNS = 1000  # whose names are remembered for a message
 
-_ARRAY = (
-    "the file is one JSON array; write one object a line, for example by: "
-    "python -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding=\"utf8\"))]' "
-    "FILE > NEW.jsonl"
-)
+_LOADED = 'json.load(open(sys.argv[1], encoding="utf8"))'
 _OBJECT = "the file is one JSON object, and not one for each row; write one object a line"
-_LISTED = (
-    "python -c 'import json, sys; "
-    '[print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding="utf8"))KEY]\' FILE > NEW.jsonl'
-)
+_LISTED = f"python -c 'import json, sys; [print(json.dumps(row)) for row in {_LOADED}KEY]' FILE > NEW.jsonl"
+_ARRAY = f"the file is one JSON array; write one object a line, for example by: {_LISTED.replace('KEY', '')}"
 SQUAD = (  # the data sets of questions about paragraphs, as SQuAD writes them: of ARTICLES, a row for each question
     "python -c 'import json, sys; "
     '[print(json.dumps({"title": article.get("title"), "context": part["context"], "question": one["question"], '
@@ -71,6 +67,10 @@ _SPREAD = (
 _NAMED = (
     "; name the values of each list in their order, such as text and label, by: python -c 'import json, sys; "
     '[print(json.dumps(dict(zip(sys.argv[2].split(","), row)))) for row in ROWS]\' FILE text,label > NEW.jsonl'
+)
+_PLAIN = (
+    "; write each text as an object by: python -c 'import json, sys; "
+    '[print(json.dumps({"text": row})) for row in ROWS]\' FILE > NEW.jsonl'
 )
 _LISTS = (
     "write one object a line by: python -c 'import json, sys; [print(json.dumps(row)) for line in "
@@ -174,34 +174,38 @@ def _rows(name: str, path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, d
 
 
 def _advise_object(row: dict[str, Any]) -> str:
-    """Return the command that makes rows of an object: of the longest list of objects in it, of its columns, or of the
-    objects that it names.
+    """Return the command that makes rows of an object: of its columns, of the longest list of objects or lists in it,
+    or of the objects that it names.
     """
+    key = next((key for key in ("data", "rows") if _holds(row.get(key), list)), None)
+    if key is not None and _holds(row.get("columns"), str):
+        return _TABLED.replace("KEY", json.dumps(key))
+    columns = [value for name, value in row.items() if _is_column(name, value)]
+    plain = any(not _holds(value, list) for value in columns)
+    if plain and len(columns) == len(row) and len({len(value) for value in columns}) == 1:
+        return _COLUMNS
     lists = _find_lists(row)
     if ("data",) in lists and isinstance(row["data"][0], dict) and "paragraphs" in row["data"][0]:
-        articles = 'json.load(open(sys.argv[1], encoding="utf8"))["data"]'
+        articles = f'{_LOADED}["data"]'
         return f", for example a row for each question by: {SQUAD.replace('ARTICLES', articles)}"
     if lists:
         place = "".join(f"[{json.dumps(key)}]" for key in lists[0])
-        plain = all(map(is_utf8, lists[0])) and "'" not in place
         name = shorten(".".join(lists[0]))
-        return f", for example those of {name} by: {_LISTED.replace('KEY', place)}" if plain else ""
-    if isinstance(row.get("columns"), list) and (key := next((key for key in ("data", "rows") if key in row), None)):
-        return _TABLED.replace("KEY", json.dumps(key))
-    columns = [value for key, value in row.items() if _is_column(key, value)]
-    alike = len(columns) == len(row) and len({len(value) for value in columns}) == 1
-    if alike:
-        return _COLUMNS
+        if "'" in place or not all(map(is_utf8, lists[0])):
+            return ""
+        if _holds(reduce(lambda value, key: value[key], lists[0], row), list):
+            return f", for example those of {name}{_NAMED.replace('ROWS', f'{_LOADED}{place}')}"
+        return f", for example those of {name} by: {_LISTED.replace('KEY', place)}"
     return _KEYED if len(row) > 1 and all(map(_has_texts, row.values())) else ""
 
 
 def _find_lists(row: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the keys that lead to each list of objects, the longest list first."""
+    """Return the keys that lead to each list of objects or lists, the longest list first."""
     found: list[tuple[int, tuple[str, ...]]] = []
 
     def look(value: dict[str, Any], at: tuple[str, ...]) -> None:
         for key, inner in value.items():
-            if isinstance(inner, list) and any(isinstance(one, dict) for one in inner):
+            if isinstance(inner, list) and any(isinstance(one, dict | list) for one in inner):
                 found.append((len(inner), (*at, key)))
             elif isinstance(inner, dict):
                 look(inner, (*at, key))
@@ -216,7 +220,9 @@ def _has_texts(value: Any) -> bool:
 
 def _is_column(key: str, value: Any) -> bool:
     """Whether it is a list of cells, or cells by the number of their row."""
-    return isinstance(value, list) or (isinstance(value, dict) and all(map(str.isdigit, value)) and not key.isdigit())
+    if isinstance(value, list):
+        return not _holds(value, dict)
+    return isinstance(value, dict) and all(map(str.isdigit, value)) and not key.isdigit()
 
 
 def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -238,7 +244,9 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 _refuse(name, path, number, plain, error)
             if not isinstance(row, dict):
-                array = isinstance(row, list) and number == 1 and not file.read(1).strip()
+                array = isinstance(row, list) and number == 1 and not file.read(MAX_LINE).strip()
+                if array and not row:
+                    raise NoRows(f"{name}: there are no rows")
                 reason = _describe_list(row, array) if number == 1 else ""
                 reason = reason or f"line {number} is {_name_other(row)}"
                 raise DataError(f"{name}: not readable as jsonl: {reason}")
@@ -252,14 +260,22 @@ def _name_other(row: Any) -> str:
 
 
 def _describe_list(row: Any, array: bool) -> str:
-    """Return what to do with a list that holds all rows (`array`), or is one of them; nothing if it is none."""
-    if array and isinstance(next(iter(row), None), list):
-        rows = 'json.load(open(sys.argv[1], encoding="utf8"))'
-        return f"the file is one JSON array of lists{_NAMED.replace('ROWS', rows)}"
-    if array or not isinstance(row, list) or any(isinstance(value, dict | list) for value in row):
-        return _ARRAY if array else ""
-    rows = 'map(json.loads, filter(str.strip, open(sys.argv[1], encoding="utf8")))'
-    return f"the lines are JSON lists, and no objects{_NAMED.replace('ROWS', rows)}"
+    """Return what to do with a list that holds all rows (`array`), or with a line that is no object; nothing if it may
+    be a slip.
+    """
+    rows = _LOADED if array else 'map(json.loads, filter(str.strip, open(sys.argv[1], encoding="utf8")))'
+    begin = "the file is one JSON array of {}" if array else "the lines are JSON {}, and no objects"
+    first = next(iter(row), None) if array else row
+    if type(first) is str:
+        return begin.format("texts") + _PLAIN.replace("ROWS", rows)
+    if isinstance(first, list) and (array or not any(isinstance(value, dict | list) for value in first)):
+        return begin.format("lists") + _NAMED.replace("ROWS", rows)
+    return _ARRAY if array else ""
+
+
+def _holds(value: Any, kind: type) -> bool:
+    """Whether it is a list whose first value is of that type."""
+    return isinstance(value, list) and isinstance(next(iter(value), None), kind)
 
 
 def _describe_array(path: Path) -> str:
@@ -267,13 +283,13 @@ def _describe_array(path: Path) -> str:
     if path.stat().st_size > MAX_LINE:
         return _ARRAY
     try:
-        json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        return _describe_list(json.loads(text, parse_int=_Integer), array=True)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}: {error.msg}"
         return f"the file is one JSON array, but no valid JSON: {place}; correct it there, then write one object a line"
     except (ValueError, RecursionError):
         return "the file is one JSON array that is nested too deep; write one object a line"
-    return _ARRAY
 
 
 def _refuse(name: str, path: Path, number: int, line: str, error: Exception) -> NoReturn:

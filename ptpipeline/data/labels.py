@@ -22,6 +22,11 @@ MAX_LABEL, MAX_LABEL_WORDS = 40, 5  # of a label that a message shows, in charac
 MAX_LABELS = 50  # different ones; more are no labels
 SHOWN = 5
 MAX_ADVISED = 20  # labels in a line to write
+_LATIN = str.maketrans(
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf",
+    "ABEKMHOPCTYXaeopcyxiABEZHIKMNOPTYXo",
+)
 
 
 class Labels:
@@ -53,9 +58,11 @@ class Labels:
         return f"the column holds {kinds}: {self._show(counts, show)}; allowed: {allowed}"
 
     def _look_alike(self, unknown: Iterable[str | None]) -> bool:
-        """Whether a cell that names no label looks like one that is allowed, but for how its letters are composed."""
-        composed = {unicodedata.normalize("NFC", label) for label in self.words}
-        return any(unicodedata.normalize("NFC", cell) in composed for cell in unknown if cell)
+        """Whether a cell that names no label looks like one that is allowed, but for how its letters are composed, or
+        the script that they are of.
+        """
+        allowed = set(map(write_latin, self.words))
+        return any(write_latin(cell) in allowed for cell in unknown if cell)
 
     def advise(self, unknown: Iterable[str | None], known: Iterable[str]) -> str:
         """Return the line that makes the task fit the file, or what is to be corrected in the file.
@@ -65,6 +72,8 @@ class Labels:
         found = {cell for cell in unknown if cell}
         if not all(map(is_utf8, found)):
             return "save the file as UTF-8 (\\udc.. stands for a byte that is not)"
+        if not found:
+            return "give these rows a label"
         used = set(known)
         words = {_fold(label): words for label, words in self.words.items()}
         labels = {label: self.words[label] for label in self.words if label in used}
@@ -73,7 +82,7 @@ class Labels:
         if mixed or len(set(map(_fold, labels))) < len(labels):
             return "give each label one spelling in the source"
         plain = self._are_labels(found) and all(map(str.isprintable, found))
-        if isinstance(self.rule, Binned) or not plain or not found or not 1 < len(labels) <= MAX_ADVISED:
+        if isinstance(self.rule, Binned) or not plain or not 1 < len(labels) <= MAX_ADVISED:
             return FIX
         written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in labels.items())
         return f"{FIX}, or write in the task labels: {{{written}}}"
@@ -93,6 +102,11 @@ class Labels:
         if len(cells) > MAX_LABELS or not all(map(_is_label, cells)):
             return False
         return not any(text in cells for column in self.columns for text in column)
+
+
+def write_latin(label: str) -> str:
+    """Return the label with composed letters, those of Cyrillic and Greek that look like Latin ones as these."""
+    return unicodedata.normalize("NFC", label).translate(_LATIN)
 
 
 def _spell(labels: Mapping[str, str], kinds: Sequence[str], codes: Mapping[str, str]) -> Iterator[tuple[str, str]]:

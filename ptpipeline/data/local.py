@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptpipeline.archives import unfold
-from ptpipeline.data.files import find_kind, load_file
+from ptpipeline.data.files import READ, find_kind, load_file
 from ptpipeline.data.folders import advise_folder
 from ptpipeline.data.markup import YAML, Kind
 from ptpipeline.data.table import NoRows, Part, Table, Wanted, fold_name
@@ -158,6 +158,8 @@ def tell_format(path: Path) -> str:
             kind = find_kind(file, "csv") if (file := resolve_path(path)).is_file() else None
         if kind is not None and re.search(r"\.(tgz|tar\.\w+)$", path.name.lower()):
             kind = Kind("a compressed tar archive", "unpack it by: tar -xf FILE")
+        elif kind is not None and kind.name in READ:
+            kind = None
         if kind is None and path.suffix.lower() in (".yaml", ".yml"):
             kind = YAML
         if kind is None:

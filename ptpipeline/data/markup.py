@@ -48,7 +48,8 @@ _DUMP = re.compile(  # comments and settings above the first statement that make
 )
 SQL = Kind(
     "a dump of SQL",
-    "load it into its database and write the rows as csv there, for example in SQLite by: sqlite3 NEW.db < FILE && "
+    "load it into a database (make its tables there first, if it makes none) and write the rows as csv, for example "
+    "in SQLite by: sqlite3 NEW.db < FILE && "
     "sqlite3 -header -csv NEW.db 'SELECT * FROM TABLE' > NEW.csv",
 )
 

@@ -5,6 +5,7 @@ from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
 
 Place = tuple[str, ...]
+_CURLY = ("\u201c", "\u201d", "\u201e", "\u2018", "\u2019")
 
 
 def advise_task(task: Task) -> dict[Place, str]:
@@ -57,7 +58,11 @@ def _advise_words(task: Task) -> dict[Place, str]:
             f"its words {task.labels[two]!r} begin with those of the label {one!r}, {task.labels[one]!r}; if their "
             "tokens do too, the shorter is always likelier and the training refuses them: take other words"
         )
-    if isinstance(task.template, str) and task.template[-1:].isspace():
+    if isinstance(task.template, str) and task.template[:1] in _CURLY and task.template[-1:] in _CURLY:
+        advice["template",] = "stands in curly quotes, which the model reads: write straight double quotes around it"
+    elif isinstance(task.template, str) and "\\n" in task.template:
+        advice["template",] = "holds a backslash and an n, which are no line end: for one, write it in double quotes"
+    elif isinstance(task.template, str) and task.template[-1:].isspace():
         spaced = [label for label, words in task.labels.items() if words[:1].isspace()]
         if spaced:
             advice["template",] = (

@@ -179,11 +179,12 @@ def test_an_encrypted_file_is_one_sentence(tmp_path: Path, readable_footer: bool
         load(tmp_path, body, "parquet")
 
 
-@pytest.mark.parametrize("cut", [4, 40, 200])
-def test_a_truncated_file_is_one_sentence(tmp_path: Path, cut: int) -> None:
+@pytest.mark.parametrize("cut", [4, 40, 200, -1])
+def test_a_truncated_file_is_told_as_such(tmp_path: Path, cut: int) -> None:
     path = stored(tmp_path, {"text": ["a"], "label": ["b"]})
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(DataError, match=r"not readable as parquet: cannot be read .*; give a file in parquet"):
+    told = "the file is a Parquet file that was cut off; fetch or write it again"
+    with pytest.raises(DataError, match=f"not readable as parquet: {told}"):
         read(path, "parquet")
 
 
@@ -267,3 +268,28 @@ def test_what_polars_writes_is_read_back(
         frame = frame.with_columns(pl.col("text").cast(pl.Categorical))
     frame.write_parquet(tmp_path / "rows.parquet", statistics=statistics, row_group_size=4)
     assert pairs(read(tmp_path / "rows.parquet", "parquet")) == written(rows)
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("counts", [(9, 9), (99, 1), (1, 99), (0, 9)])
+def test_files_behind_each_other_are_told(tmp_path: Path, counts: tuple[int, int], index: bool) -> None:
+    """As `cat *.parquet` writes them: the footer of the last one is that of the file."""
+    body = b""
+    for count in counts:
+        rows = {"text": [f"text {n}" for n in range(count)], "label": ["b"] * count}
+        body += stored(tmp_path, rows, write_page_index=index).read_bytes()
+    with pytest.raises(DataError, match=r"holds several Parquet files, one behind the other.* of its own$"):
+        load(tmp_path, body, "parquet")
+
+
+def test_a_text_may_hold_how_a_file_ends_and_begins(tmp_path: Path) -> None:
+    texts = ["PAR1PAR1", "\x15 \x04\0\0\0PAR1PAR1", "a" * 2**20 + "PAR1PAR1"]
+    path = stored(tmp_path, {"text": texts, "label": ["b"] * 3}, write_page_index=True, compression="none")
+    assert read(path, "parquet").columns["text"].cells == texts
+
+
+def test_columns_of_nested_values_are_told_whatever_they_are_called(tmp_path: Path) -> None:
+    """As pandas stores intervals, and Arrow tensors: by a type of their own."""
+    frame = pd.DataFrame({"text": ["a", "b"], "span": pd.interval_range(0, 2), "label": ["x", "y"]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    assert arrow.list_fields(tmp_path / "rows.parquet") == (["text", "label"], ["span"])

@@ -2,11 +2,13 @@
 
 import bz2
 import gzip
+import hashlib
 import os
 import re
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -52,6 +54,7 @@ def test_a_path_is_no_pattern(tmp_path: Path, name: str, form: str) -> None:
         (lambda text: text.encode("utf-16-be"), "UTF-16 without a byte order mark", "iconv"),
         (lambda text: text.encode("utf-32"), "UTF-32", "iconv"),
         (lambda text: text.replace("bad", "\u3042").encode("iso2022_jp"), "ISO-2022-JP", "iconv"),
+        (lambda text: text.replace("bad", "\uadf8").encode("iso2022_kr"), "ISO-2022-KR", "iconv"),
     ],
 )
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -59,29 +62,30 @@ def test_another_encoding_is_told_with_a_command_that_works(
     tmp_path: Path, encode: Callable[[str], bytes], kind: str, fix: str, form: str
 ) -> None:
     body = ROWS if form == "csv" else '{"text": "a \u00e9", "label": "bad"}\n' * 20
-    body = body.replace("\u00e9", "") if kind == "ISO-2022-JP" else body
+    body = body.replace("\u00e9", "") if kind.startswith("ISO-2022") else body
     with pytest.raises(DataError, match=f"the file is {kind}; save it as UTF-8, for example by: {fix} ") as raised:
         load(tmp_path, encode(body), form)
     command = re.search(r"for example by: (iconv .*)$", str(raised.value))
     assert command
     done = command[1].replace("FILE", f"rows.{form}").replace("NEW", "new")
     subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
-    assert (tmp_path / "new").read_text(encoding="utf-8-sig").replace("\u3042", "bad") == body
+    assert (tmp_path / "new").read_text(encoding="utf-8-sig").translate({0x3042: "bad", 0xADF8: "bad"}) == body
     assert pairs(load(tmp_path, (tmp_path / "new").read_bytes(), form))
 
 
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (gzip.compress(ROWS.encode()), "the file is compressed by gzip; decompress it with gunzip"),
+        (gzip.compress(ROWS.encode()), "the file is compressed by gzip; decompress it by: gunzip < FILE"),
         (b"\x28\xb5\x2f\xfd....", "compressed by zstd"),
-        (bz2.compress(ROWS.encode()), "compressed by bzip2; decompress it with bunzip2"),
+        (bz2.compress(ROWS.encode()), "compressed by bzip2; decompress it by: bunzip2 < FILE > NEW"),
         (
             b"PK\x03\x04....",
             "the file is a zip archive; unpack it by: unzip FILE",
         ),
         (b"PK\x03\x04....[Content_Types].xml....xl/workbook.xml", "an Excel workbook; save the sheet as CSV UTF-8"),
         (b"PK\x03\x04....[Content_Types].xml....word/document.xml", "a document of a word processor; save it as plain"),
+        (b"PK\x03\x04....Index/Document.iwa", "a workbook of Numbers; export the table as CSV"),
         (b"PK\x03\x04....mimetypeapplication/vnd.oasis.opendocument.spreadsheet", "a workbook of LibreOffice; save"),
         (b"\xd0\xcf\x11\xe0....", "an old Excel workbook"),
         (b"PAR1\x15\x04", r"a Parquet file; set data\.source\.format: parquet"),
@@ -95,9 +99,11 @@ def test_another_kind_of_file_is_named(tmp_path: Path, body: bytes, sentence: st
     assert "\n" not in str(raised.value)
 
 
-def test_text_is_told_from_parquet(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"not readable as parquet: cannot be read \(\w+\); give a file in parquet"):
-        load(tmp_path, ROWS, "parquet")
+@pytest.mark.parametrize("body", [ROWS.encode(), bytes(range(256)), b"\x15\x04\x00PAR1"])
+def test_a_parquet_file_is_told_by_its_first_bytes(tmp_path: Path, body: bytes) -> None:
+    told = r"the file is no Parquet file, as its first bytes tell; if it is text, set data\.source\.format: csv, tsv or"
+    with pytest.raises(DataError, match=f"not readable as parquet: {told} jsonl$"):
+        load(tmp_path, body, "parquet")
 
 
 @pytest.mark.parametrize("name", ["PAR1", "BZh", "%PDF", "ARROW1", "PK", "SQLite format 3", "GIF89a"])
@@ -147,12 +153,12 @@ OTHERS = [
     (
         b"--\n-- PostgreSQL database dump\n--\n\nSET client_encoding = 'UTF8';\nSELECT set_config('', '', false);\n\n"
         b"CREATE TABLE public.rows (\n    text text,\n    label text\n);\nCOPY public.rows (text, label) FROM stdin;\n",
-        "a dump of SQL; load it into its database",
+        "a dump of SQL; load it into a database",
     ),
     (
         b"-- MySQL dump 10.13\n/*!40101 SET NAMES utf8 */;\nDROP TABLE IF EXISTS `rows`;\nCREATE TABLE `rows` (\n"
         b"  `text` text\n);\nINSERT INTO `rows` VALUES ('a, b','bad'),('c','good');\n",
-        "a dump of SQL; load it into its database",
+        "a dump of SQL; load it into a database",
     ),
     (b"PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\nINSERT INTO rows VALUES('a','bad');\n", "a dump of SQL"),
     (b"$FL2@(#) SPSS DATA FILE", "a file of SPSS"),
@@ -222,3 +228,32 @@ def test_another_table_is_told_with_a_command_that_writes_it(tmp_path: Path, wri
 def test_a_file_that_is_no_text_is_told_as_such(tmp_path: Path, form: str) -> None:
     with pytest.raises(DataError, match="the file is no text; save the rows as csv or Parquet by the program that"):
         load(tmp_path, bytes(range(8)) * 40 + bytes(99), form)
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, lambda body: b"\x89PNG\r\n\x1a\n" + zlib.compress(body), bytes])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_what_is_packed_or_drawn_is_no_text(tmp_path: Path, pack: Callable[[bytes], bytes], form: str) -> None:
+    """It has few bytes of NUL, and by chance a line end, a quote or a bracket."""
+    body = pack(bytes(range(256)) * 20 if pack is bytes else hashlib.shake_256().digest(2000))
+    with pytest.raises(DataError, match="the file is no text; save the rows as csv or Parquet by the program that"):
+        load(tmp_path, body, form)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "shift_jis", "cp1252"])
+def test_texts_with_control_characters_are_texts(tmp_path: Path, encoding: str) -> None:
+    """UTF-8 may hold all of them; what people type in other encodings holds a few."""
+    controls = "".join(map(chr, range(1, 9))) if encoding == "utf-8" else "\x01\x02\x03"
+    letter = "\u65e5" if encoding == "shift_jis" else "\u00e9"
+    table = load(tmp_path, f"text,label\na{controls}{letter * 2000},bad\n".encode(encoding))
+    assert [label for _, label in pairs(table)] == ["bad"]
+
+
+@pytest.mark.parametrize("program", ["gzip", "xz", "bzip2"])
+def test_a_compressed_file_is_told_with_a_command_that_works_whatever_its_name(tmp_path: Path, program: str) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    subprocess.run(f"{program} < rows.csv > packed", shell=True, cwd=tmp_path, check=True)
+    with pytest.raises(DataError, match="; decompress it by: ") as raised:
+        read(tmp_path / "packed")
+    command = str(raised.value).partition("decompress it by: ")[2].replace("FILE", "packed")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "NEW").read_text() == ROWS

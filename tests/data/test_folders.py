@@ -73,11 +73,15 @@ def test_a_file_for_each_text_is_written_by_the_command(tmp_path: Path) -> None:
         list_rows_files(tmp_path)
 
 
-def test_a_delta_table_is_not_read_by_its_files(tmp_path: Path) -> None:
-    (tmp_path / "delta" / "_delta_log").mkdir(parents=True)
-    pyarrow.parquet.write_table(TABLE, tmp_path / "delta" / "part-0.parquet")
-    with pytest.raises(DataError, match="is a Delta table, whose folder also keeps rows that were deleted"):
-        list_rows_files(tmp_path / "delta")
+@pytest.mark.parametrize(
+    ("mark", "lake"), [("_delta_log/0.json", "Delta"), (".hoodie/x", "Hudi"), ("metadata/v1.metadata.json", "Iceberg")]
+)
+def test_a_table_that_keeps_what_was_deleted_is_not_read_by_its_files(tmp_path: Path, mark: str, lake: str) -> None:
+    (tmp_path / mark).parent.mkdir()
+    (tmp_path / mark).touch()
+    pyarrow.parquet.write_table(TABLE, tmp_path / "part-0.parquet")
+    with pytest.raises(DataError, match=f"is a table of {lake}, whose folder also keeps rows that were deleted"):
+        list_rows_files(tmp_path)
 
 
 def test_the_files_of_a_folder_are_those_whose_names_tell_a_format(tmp_path: Path) -> None:

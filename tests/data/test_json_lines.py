@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ptpipeline.data import json_lines
-from ptpipeline.data.table import Wanted
+from ptpipeline.data.table import NoRows, Wanted
 from ptpipeline.errors import DataError
-from tests.data.tables import load, pairs, read
+from tests.data.tables import WANTED, load, pairs, read
 
 GOOD = '{"text": "a", "label": "bad"}'
 
@@ -298,6 +298,43 @@ OBJECT = "the file is one JSON object, and not one for each row; write one objec
 def test_an_object_that_holds_all_rows_is_told(tmp_path: Path, body: str) -> None:
     assert OBJECT in told(tmp_path, body)
     assert pairs(load(tmp_path, FRAME.to_json(orient="records", lines=True), "jsonl")) == [("a", "bad"), ("b", "good")]
+
+
+LISTS = [["a", "bad"], ["b", "good"], ["c", "bad"]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"train": LISTS, "test": LISTS[:1]},  # as CLINC150 is given
+        {"meta": {"view": {"columns": [{"name": "text"}, {"name": "label"}]}}, "data": LISTS},  # as Socrata exports it
+        {"columns": [{"name": "text"}, {"name": "label"}], "data": LISTS},
+        {"columns": ["text", "label"], "data": LISTS},
+        {"text": ["a", "b", "c"], "label": ["bad", "good", "bad"], "tokens": [[1], [], [2]]},
+    ],
+)
+def test_lists_within_an_object_are_told_with_a_command_that_makes_rows_of_the_longest(
+    tmp_path: Path, body: dict[str, Any]
+) -> None:
+    assert follow(tmp_path, json.dumps(body)) == [(text, label) for text, label in LISTS]
+
+
+def test_an_array_of_nothing_has_no_rows(tmp_path: Path) -> None:
+    for body in ("[]", "[ ]\n\n", "\ufeff[]"):
+        with pytest.raises(NoRows, match="there are no rows"):
+            load(tmp_path, body, "jsonl")
+    assert "the lines are JSON lists, and no objects" in told(tmp_path, f"[]\n\n{GOOD}\n")
+
+
+@pytest.mark.parametrize("texts", ['["a b", "it\'s"]', '[\n"a b",\n"it\'s"\n]', '"a b"\n"it\'s"\n'])
+def test_texts_alone_are_told_with_a_command_that_works(tmp_path: Path, texts: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(texts)
+    with pytest.raises(DataError, match=r"JSON (array of )?texts.*; write each text as an object by: ") as raised:
+        read(path, "jsonl", WANTED[:1])
+    command = str(raised.value).partition("object by: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(["bash", "-c", command.replace("FILE", str(path))], cwd=tmp_path, check=True)
+    assert read(tmp_path / "NEW.jsonl", "jsonl", WANTED[:1]).columns["text"].cells == ["a b", "it's"]
 
 
 def test_an_object_within_an_object_is_told_without_a_command(tmp_path: Path) -> None:

@@ -145,6 +145,11 @@ def test_labels_of_other_letters_that_look_alike_are_written_out() -> None:
     assert "'th\u00e9' (1 row); allowed: 'caf\u00e9', 'bad'; " in told(["th\u00e9"], "caf\u00e9", "bad")
 
 
+def test_labels_of_another_script_that_look_alike_are_written_out() -> None:
+    said = told(["positive"], "p\u043esitive", "bad")
+    assert r"'positive' (1 row); allowed: 'p\u043esitive', 'bad'; " in said
+
+
 def test_labels_of_every_script_are_readable() -> None:
     assert "'긍정' (1 row), '肯定' (1 row)" in told(["긍정", "肯定"], "good", "bad")
 
@@ -225,6 +230,13 @@ def test_no_line_is_written_of_labels_that_a_terminal_would_act_upon() -> None:
 
 def test_no_line_is_written_if_rows_lack_a_label(tmp_path: Path) -> None:
     assert "write in the task" not in told(["good", "bad", None], "good", "bad")
+
+
+def test_rows_without_a_label_are_to_have_one(tmp_path: Path) -> None:
+    for missing in (None, ""):
+        assert "; give these rows a label, or set data.checks.unknown_label to warn" in told(
+            ["good", missing], "good", "bad"
+        )
 
 
 def test_two_spellings_of_one_label_are_to_be_one() -> None:

@@ -325,3 +325,11 @@ def test_a_compressed_archive_is_told_with_one_command(tmp_path: Path, name: str
         archive.add(write(tmp_path / "rows.csv", f"{HEAD}a,good\n"), "rows.csv")
     with pytest.raises(DataError, match=r"the file is a compressed tar archive; unpack it by: tar -xf FILE$"):
         tell_format(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.gzip", "rows.csv.backup"])
+def test_the_format_of_a_compressed_file_is_asked_for_as_that_of_any_other(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(f"{HEAD}a,bad\n".encode()))
+    with pytest.raises(DataError, match="its name does not tell its format; give --format csv, tsv, jsonl or parquet"):
+        tell_format(tmp_path / name)
+    assert texts(tmp_path, path=str(tmp_path / name)) == ["a"]

@@ -21,6 +21,13 @@ SOUND = GOOD.replace("{steps: 5}", "{steps: 300}")
         ("steps: 300", "steps: 100, patience: 2", "tune.patience", "never ends the run early"),
         ('good: " good"', 'good: " bad thing"', "labels.good", "begin with those of the label 'bad', ' bad'"),
         ("Sentiment:", "Sentiment: ", "template", "ends in white space, and the words of 'bad' begin with it"),
+        (
+            '"{text}\\nSentiment:"',
+            "\u201c{text}\\nSentiment:\u201d",
+            "template",
+            "stands in curly quotes, which the model reads",
+        ),
+        ('"{text}\\nSentiment:"', "'{text}\\nSentiment:'", "template", "a backslash and an n, which are no line end"),
         ("minimum: 0.5", "minimum: 0.5, checks: {bias: block}", "gate.checks.bias", "without pairs of terms"),
         (
             "gate: {metric: accuracy, minimum: 0.5}",

@@ -366,6 +366,11 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
             ("twice.csv", "--yes"),
             "no column looks like the text: name one with --text; 'text' is the name of 2 columns",
         ),
+        (
+            ("twice.csv", "--yes", "--text", "text"),
+            "2 columns have the name 'text', which --text names; give each another",
+        ),
+        (("nothing.jsonl", "--yes"), "no row has a value; expected at least one column of texts and one of labels"),
         (("pandas.jsonl", "--yes"), "the file is one JSON object, and not one for each row"),
         (("array.jsonl", "--yes"), "the file is one JSON array; write one object a line"),
         (("page.csv", "--yes"), "the file is a page of HTML: download"),
@@ -403,6 +408,7 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
     (folder / "pandas.jsonl").write_text(
         json.dumps({key: {str(n): row[key] for n, row in enumerate(records)} for key in ("text", "label")})
     )
+    (folder / "nothing.jsonl").write_text("\n\n")
     (folder / "page.csv").write_text("<!DOCTYPE html>\n<html></html>\n")
     (folder / "book.xlsx").write_bytes(b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml" + bytes(100))
     numbers = [{"text": n if n == 7 else text, "label": label} for n, (text, label) in enumerate(ROWS)]

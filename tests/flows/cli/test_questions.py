@@ -1,5 +1,6 @@
 """The rows of a file that `ptp predict --input` answers."""
 
+import gzip
 import io
 import os
 import re
@@ -156,6 +157,18 @@ def test_a_line_feed_alone_ends_a_line(monkeypatch: pytest.MonkeyPatch, body: by
 def test_a_line_that_is_not_utf8_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good film\ncaf\xe9 film\n")))
     with pytest.raises(DataError, match=r"standard input, line 2: not UTF-8 \(byte 0xe9 at place 4\)"):
+        read_lines()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(gzip.compress(b"good film"), "compressed by gzip"), (b"PK\x03\x04\x14\x00\xe9\xff", "a zip archive")],
+)
+def test_a_file_that_holds_no_lines_is_named_with_what_reads_it(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, kind: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(body)))
+    with pytest.raises(DataError, match=f"standard input is {kind}, and no lines of text; give a file of rows with --"):
         read_lines()
 
 

@@ -129,6 +129,27 @@ def test_another_column_of_texts_is_told_with_how_to_name_it(tmp_path: Path, col
     assert doubt.endswith(told)
 
 
+@pytest.mark.parametrize(("one", "two"), [("positive", "p\u043esitive"), ("\u0391", "A"), ("caf\u00e9", "cafe\u0301")])
+def test_labels_of_other_letters_that_look_alike_are_told(tmp_path: Path, one: str, two: str) -> None:
+    rows = [f"{text},{two if number % 9 == 0 else one}" for number, (text, _) in enumerate(ROWS)]
+    [doubt] = doubts(csv(tmp_path, "text,label", rows=rows))
+    assert doubt.endswith("look alike; if they are one, give it one spelling")
+    assert "\\u0" in doubt or "\\xe9" in doubt
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        (",label,kind", "; columns without a name are not taken: give each one"),
+        ("text,text,label", "; 'text' is the name of 2 columns: give each another name"),
+    ],
+)
+def test_columns_that_are_not_taken_are_told_if_nothing_is_guessed(tmp_path: Path, header: str, told: str) -> None:
+    rows = [",".join([text] * header.count(",") + [label]) for text, label in ROWS]
+    path = csv(tmp_path, header, rows=rows)
+    assert advise_missing(look(path, None, tmp_path)) == told
+
+
 @pytest.mark.parametrize("sign", ["|", ";", "#", ", "])
 def test_labels_that_are_several_are_told(tmp_path: Path, sign: str) -> None:
     kinds = ["a", "b", f"a{sign}b"]

@@ -185,6 +185,14 @@ def test_why_nothing_is_taken_as_labels_is_told(tmp_path: Path) -> None:
         "; a number such as 'score' is cut into labels"
     )
     assert explain_no_label(columns(tmp_path, "text", "notes")) == ""
+    (tmp_path / "long.csv").write_text("text,label\n" + "".join(f"a {n},{'ab'[n % 2] * 80}\n" for n in range(9)))
+    assert explain_no_label(look(tmp_path / "long.csv", None, tmp_path)).startswith(
+        "; 'label' has values of 80 characters: name it, if these are labels"
+    )
+    (tmp_path / "one.csv").write_text("text,label\na b,good\n")
+    assert explain_no_label(look(tmp_path / "one.csv", None, tmp_path)).startswith(
+        "; 'label' has one value, and labels"
+    )
     (tmp_path / "merged.csv").write_text("label,text\n" + "".join(f"{'' if n else 'a'},{n} b c\n" for n in range(9)))
     assert explain_no_label(look(tmp_path / "merged.csv", None, tmp_path)).endswith(
         "if cells were merged in a sheet, write their value into each of them"

@@ -105,6 +105,32 @@ def test_json_under_the_name_of_a_table_is_told(tmp_path: Path) -> None:
         look(tmp_path / "rows.csv", None, tmp_path)
 
 
+@pytest.mark.parametrize("number", ["{:6}\t", "{}:", "my-rows.csv:{}:"])
+def test_numbers_of_lines_are_told_with_a_command_that_takes_them_out(tmp_path: Path, number: str) -> None:
+    """As `cat -n` and `grep -n` write them; a text may begin with a time."""
+    rows = [(f"3:{minute} is late, a: b", label) for minute, label in zip(range(10, 70), "xy" * 30, strict=True)]
+    lines = ["text,label", *(f'"{text}",{label}' for text, label in rows)]
+    path = tmp_path / "rows.csv"
+    path.write_text("".join(f"{number.format(place)}{line}\n" for place, line in enumerate(lines, 1)))
+    with pytest.raises(DataError, match="each line begins with its number: take it out by: ") as raised:
+        look(path, None, tmp_path)
+    command = str(raised.value).partition("take it out by: ")[2].replace("FILE", "rows.csv").replace("NEW", "new.csv")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "new.csv").read_text().splitlines() == lines
+    assert read(tmp_path / "new.csv") == rows
+
+
+def test_numbers_that_do_not_rise_are_no_numbers_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("1:text,label\n9:a,x\n3:b,y\n")
+    assert look(tmp_path / "rows.csv", None, tmp_path).rows == 2
+
+
+def test_a_first_line_that_is_not_utf8_is_no_title(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes("text,label\na,b\n".encode("cp037"))
+    with pytest.raises(DataError, match="the first line is not UTF-8: save the file as UTF-8"):
+        look(tmp_path / "rows.csv", None, tmp_path)
+
+
 @pytest.mark.parametrize("form", ["csv", "tsv"])
 def test_lines_of_fasttext_are_told_with_a_command_that_makes_a_tsv(tmp_path: Path, form: str) -> None:
     rows = [("a, \\ 'so' film", "good"), ('"bad" they said; twice', "bad")] * 3

@@ -1,11 +1,13 @@
 """Several files for one task: splits by their names, and files without labels."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from flows.on_demand.draft import Choice, find_facts, suggest_name, write
 from flows.on_demand.several import Labelled, add_splits, look_at, sort_files
+from flows.on_demand.sketch import look
 from ptpipeline.data.sources import read_rows
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.settings import Settings
@@ -95,6 +97,30 @@ def test_files_that_are_no_table_together_are_told(tmp_path: Path) -> None:
     (folder / "two.csv").write_text("a,b\nc,d\n")
     with pytest.raises(DataError, match="have no column in common: name files of the same columns"):
         sketched(folder)
+
+
+def test_parts_without_a_line_of_names_are_told_with_a_command_that_puts_one_in_front(tmp_path: Path) -> None:
+    """As Spark writes them by default; their first rows have a label in common."""
+    folder = put(tmp_path / "rows")
+    for name, first, rows in (("0", "a film that is good", ROWS[:60]), ("1", "so very bad it was", ROWS[60:])):
+        lines = [f"{text},{label}\n" for text, label in rows]
+        (folder / f"part-{name}.csv").write_text("".join([f"{first},positive\n", *lines]))
+    with pytest.raises(DataError, match=r"have one column in common: .*, and parts without names by: ") as raised:
+        sketched(folder)
+    command = str(raised.value).partition("without names by: ")[2].replace("FILES", "part-*").replace("NEW", "new.csv")
+    subprocess.run(["bash", "-c", command], cwd=folder, check=True)
+    assert look(folder / "new.csv", None, tmp_path).rows == len(ROWS) + 2
+
+
+def test_a_part_without_rows_adds_none_and_stays_a_part(tmp_path: Path) -> None:
+    """As Spark writes one for each empty partition; tomorrow it may have rows."""
+    folder = put(tmp_path / "rows", one=ROWS[:60], two=[], zero=ROWS[60:])
+    (folder / "three.csv").touch()
+    [found] = look_at({"train": sorted(folder.iterdir())}, None, tmp_path).values()
+    assert found.rows == len(ROWS)
+    assert found.source.paths == [str(folder / f"{name}.csv") for name in ("one", "three", "two", "zero")]
+    with pytest.raises(DataError, match=r"three\.csv: there are no rows in this file, and in none of those beside it"):
+        look_at({"train": [folder / "three.csv", folder / "two.csv"]}, None, tmp_path)
 
 
 def test_a_test_file_without_the_texts_is_told(tmp_path: Path) -> None:
