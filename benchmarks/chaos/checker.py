@@ -100,8 +100,10 @@ def _lost_promotions(registry: Registry, task: str, acknowledged: Acknowledged) 
 def _bytes(registry: Registry, task: str) -> Iterator[str]:
     """Versions, acknowledged or not, whose bytes, name in the store or page in MLflow are wrong.
 
-    Only a version that was never promoted may have been collected.
+    Only a version that was never promoted may have been collected, and be on its way back by a publish that was
+    interrupted.
     """
+    begun = {intent.digest for intent in registry.ledger.intents(task)}
     versions, promoted = (
         registry.ledger.versions(task, limit=None),
         {row.digest for row in registry.ledger.history(task)},
@@ -110,7 +112,7 @@ def _bytes(registry: Registry, task: str) -> Iterator[str]:
     if sorted(version.number for version in versions) != list(range(1, len(versions) + 1)):
         yield f"{task}: versions are numbered {[version.number for version in versions]}"
     for version in versions:
-        if version.collected and version.digest not in promoted:
+        if (version.collected or version.digest in begun) and version.digest not in promoted:
             continue
         try:
             read_artifact(registry.store, task, version.digest)

@@ -189,7 +189,7 @@ class Controller:
             return actions
 
     def examine(self) -> list[Finding]:
-        """Return what is lost or torn, also the interrupted publishes that a repeat does not finish."""
+        """Return what is lost or torn, also once the interrupted publishes were repeated."""
         findings = self._check()
         if interrupted := [finding for finding in findings if INTERRUPTED in finding.what]:
             self._repeat_promotions()
@@ -197,9 +197,11 @@ class Controller:
             left = [finding for finding in self._check() if "kind='dossier'" in finding.what]
             findings = [finding for finding in findings if finding not in interrupted] + left
         with self.target.inspect() as registry:
-            for intent in registry.ledger.intents():
-                findings += self._repeat_publish(intent.task, intent.digest)
-            return findings
+            intents = registry.ledger.intents()
+        for intent in intents:
+            findings += self._repeat_publish(intent.task, intent.digest)
+        self.finish_workers()
+        return [*findings, *(self._check() if intents else [])]
 
     def find_lost(self) -> list[Finding]:
         """Return what was acknowledged and is not in the ledger any more."""

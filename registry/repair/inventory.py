@@ -28,7 +28,8 @@ class Inventory(NamedTuple):
 
     `artifacts` are the manifests of registered prompts and of their parts by digest, or why one cannot be read.
     `altered` are the keys of files that are not what they name, and of results that are not their report's: key -> why.
-    `publications` name the files of the kept versions.
+    `publications` name the files of the kept versions. `away` are the digests that are or were collected, and those of
+    a collected prompt whose publish began again and did not end: what it lacks is told as that publish.
     """
 
     registry: Registry
@@ -39,6 +40,7 @@ class Inventory(NamedTuple):
     artifacts: dict[str, PromptManifest | str]
     altered: dict[str, str]
     publications: list[Publication]
+    away: set[str]
 
     @property
     def task(self) -> str:
@@ -48,7 +50,7 @@ class Inventory(NamedTuple):
     def kept_versions(self) -> dict[int, str]:
         """Return the versions that nobody is collecting: number -> digest."""
         versions = sorted(self.holdings.versions.items())
-        return {number: digest for number, digest in versions if digest not in self.holdings.tombstones}
+        return {number: digest for number, digest in versions if digest not in self.away}
 
     def head(self, alias: str) -> Promotion | None:
         """Return the promotion that decides what the alias names, by the ledger."""
@@ -68,14 +70,24 @@ class Inventory(NamedTuple):
 def take_inventory(registry: Registry, listing: TaskListing) -> Inventory:
     """Read what one task consists of: the ledger first, since what it knows is in the store already."""
     held, task = holdings(registry.ledger, listing.task), listing.task
-    known = [report for report in reports(registry.ledger, task) if report.digest not in held.tombstones]
-    made = [item for item in publications(registry.ledger, task) if item.tuned.digest not in held.tombstones]
     contents = read_contents(registry.store, listing)
+    away = held.tombstones | _find_begun(held, contents)
+    known = [report for report in reports(registry.ledger, task) if report.digest not in away]
+    made = [item for item in publications(registry.ledger, task) if item.tuned.digest not in away]
     unsound = find_unsound(registry.store, listing.task, contents, held)
     losses = find_losses(task, contents, held, unsound, find_unpromoted(registry, task, contents, held))
-    artifacts = _artifacts(registry, listing, {*held.versions.values()} - held.tombstones)
+    artifacts = _artifacts(registry, listing, {*held.versions.values()} - away)
     altered = _find_altered(registry.store, listing, known)
-    return Inventory(registry, listing, held, contents, losses, artifacts, altered, made)
+    return Inventory(registry, listing, held, contents, losses, artifacts, altered, made, away)
+
+
+def _find_begun(held: Holdings, contents: Contents) -> set[str]:
+    """The versions that a collection took and whose publish began again: it has not come to say in the store how they
+    were made. An alias that named one would have kept it.
+    """
+    promoted = {row.digest for rows in held.history.values() for row in rows}
+    begun = {*held.versions.values()} & held.intents.keys()
+    return begun - contents.described_digests() - promoted
 
 
 def _artifacts(registry: Registry, listing: TaskListing, digests: set[str]) -> dict[str, PromptManifest | str]:

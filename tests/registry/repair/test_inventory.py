@@ -1,5 +1,6 @@
 """Both sides of a comparison: what counts as ahead, which parts a prompt needs here, whose results are looked at."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from ptpipeline.records.prompts import Members
 from ptpipeline.records.versions import Pointer
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix
 from ptpipeline.task.task import Task
+from registry import failpoints
 from registry.card.card import Provenance
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
 from registry.listing import list_task
 from registry.registry import Registry
 from registry.repair.doctor import examine
@@ -77,3 +81,31 @@ def test_bytes_of_a_parent_that_is_a_version_are_told_of_that_version_alone(plai
 def test_a_prompt_of_which_the_store_alone_knows_is_examined_by_name(plain: Registry, task: Task) -> None:
     plain.store.create(f"{prompt_prefix(task.name, A)}/prompt.safetensors", b"left behind")
     assert [found.kind for found in examine(plain, task.name)] == ["orphan"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [f"publish {did}" for did in ("intended", "staged", "remembered", "numbered", "named")],
+)
+def test_a_collected_version_that_is_published_again_is_told_as_that_publish(
+    plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def die(reached: str) -> None:
+        if reached == step:
+            raise Killed
+
+    for seed in (1, 2):
+        published(plain, task, seed)
+    collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
+    assert plain.ledger.version(task.name, 1).collected
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoints, "_watching", [die])
+        with pytest.raises(Killed):
+            published(plain, task, 1)
+    assert [found.kind for found in examine(plain)] == ["publish"]
+    published(plain, task, 1)
+    assert examine(plain) == []
+
+
+class Killed(BaseException):
+    pass
