@@ -199,7 +199,8 @@ def find_binary(sample: bytes, form: str) -> Kind | None:
         fix = f"save it as UTF-8, for example by: iconv -f {encoding.iconv} -t UTF-8 FILE > NEW"
         kind = Kind(encoding.name, fix)
     if kind is None and form != "parquet" and _is_binary(sample):
-        kind = Kind("no text", "save the rows as csv or Parquet by the program that wrote it")
+        fix = "if it is compressed, decompress it, else save the rows as csv or Parquet by the program that wrote it"
+        kind = Kind("no text", fix)
     return kind
 
 

@@ -226,7 +226,9 @@ def test_another_table_is_told_with_a_command_that_writes_it(tmp_path: Path, wri
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
 def test_a_file_that_is_no_text_is_told_as_such(tmp_path: Path, form: str) -> None:
-    with pytest.raises(DataError, match="the file is no text; save the rows as csv or Parquet by the program that"):
+    with pytest.raises(
+        DataError, match="the file is no text; if it is compressed, decompress it, else save the rows as"
+    ):
         load(tmp_path, bytes(range(8)) * 40 + bytes(99), form)
 
 
@@ -235,7 +237,9 @@ def test_a_file_that_is_no_text_is_told_as_such(tmp_path: Path, form: str) -> No
 def test_what_is_packed_or_drawn_is_no_text(tmp_path: Path, pack: Callable[[bytes], bytes], form: str) -> None:
     """It has few bytes of NUL, and by chance a line end, a quote or a bracket."""
     body = pack(bytes(range(256)) * 20 if pack is bytes else hashlib.shake_256().digest(2000))
-    with pytest.raises(DataError, match="the file is no text; save the rows as csv or Parquet by the program that"):
+    with pytest.raises(
+        DataError, match="the file is no text; if it is compressed, decompress it, else save the rows as"
+    ):
         load(tmp_path, body, form)
 
 
