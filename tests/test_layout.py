@@ -79,6 +79,7 @@ TOPICS = {
     "test_constraints.py": "the pins of `make install` and `make audit`",
     "test_imports.py": "what is left out of a process that does not need it",
     "test_layout.py": "this rule",
+    "test_package_bounds.py": "what a package index may take of disk, memory and time",
     "test_readme.py": "what the README names",
     "tuning/test_dev_rows.py": "which dev rows a training answers",
     "tuning/test_gang.py": "many prompts in one pass",
