@@ -68,6 +68,10 @@ class Stack(Record):
     processes: dict[str, Process]
     home: str | None = None
 
+    def is_of(self, home: Path) -> bool:
+        """Whether it is that folder's own, and was not copied or moved there with its folder."""
+        return self.home in (None, str(home))
+
 
 class ServerStatus(Record):
     """The state of one server. `memory` is in resident bytes and includes its children."""
@@ -146,7 +150,7 @@ def read(home: Path) -> Stack | None:
 def _start_missing(home: Path, requested: Ports) -> Stack:
     before = read(home)
     running = _keep_current(home, _list_processes(home, before))
-    if before and before.home not in (None, str(home)):
+    if before and not before.is_of(home):
         renew_keys(home)  # else the servers of either folder would take requests that are meant for the other's
     config = StackConfig(home, choose_ports(requested, _recorded_ports(before), running), load_keys(home))
     certificate.ensure(home)
@@ -284,7 +288,7 @@ def _recorded_ports(stack: Stack | None) -> dict[str, int]:
 
 def _list_processes(home: Path, stack: Stack | None) -> dict[str, Process]:
     """Return the recorded processes; none if the folder is a copy of another, whose processes they are."""
-    if stack is None or (stack.home not in (None, str(home)) and (Path(str(stack.home)) / STACK_FILE).exists()):
+    if stack is None or (not stack.is_of(home) and (Path(str(stack.home)) / STACK_FILE).exists()):
         return {}
     return dict(stack.processes)
 

@@ -31,10 +31,11 @@ def _send(client: Any, seconds: float, request: Any, **_: Any) -> Any:
         @property
         def content(self) -> bytes:
             if self._content is None:
-                body, ends = bytearray(), time.monotonic() + seconds
+                body, tags, ends = bytearray(), 0, time.monotonic() + seconds
                 while piece := self.raw.read1(_PIECE):
                     body += piece
-                    if len(body) > MAX_ANSWER or body.count(b"<") > MAX_TAGS:
+                    tags += piece.count(b"<")
+                    if len(body) > MAX_ANSWER or tags > MAX_TAGS:
                         raise Strange("a longer answer than S3 has")
                     if time.monotonic() > ends:
                         raise ReadTimeoutError(endpoint_url=self.url)
