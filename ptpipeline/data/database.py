@@ -29,6 +29,7 @@ BATCH = 5000  # rows that are in memory beside the wanted cells
 MAX_CELL = 16 * 2**20  # bytes of a value or a row in SQLite, as of a field of a csv file
 MAX_VERSION_ROWS = 100  # of a version query's answer
 WAIT_SECONDS, QUERY_SECONDS = 10, 600
+ANSWER_SECONDS = QUERY_SECONDS + 60  # until a server counts as stopped, which ends a query itself before
 OPTIONS = f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout={QUERY_SECONDS}s -c client_encoding=utf8"
 _EXPECTED = "expected sqlite:////absolute/file.db or postgresql://user:password@host/database"
 _ELSEWHERE = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)  # VACUUM INTO attaches, too
@@ -186,8 +187,10 @@ class _Database:
                 yield answer
 
     def _open(self) -> "Engine":
-        from sqlalchemy import create_engine, make_url
+        from sqlalchemy import create_engine, event, make_url
         from sqlalchemy.exc import ArgumentError
+
+        from ptpipeline.postgres import connect_in_time
 
         address = os.environ.get(self.sql.url_env, "")
         if not address:
@@ -205,12 +208,14 @@ class _Database:
                 "options", ""
             )  # such as the schemas that are searched; of two settings, the last counts
             options = " ".join([*([own] if isinstance(own, str) else own), OPTIONS])
-            return create_engine(
+            engine = create_engine(
                 url.set(drivername="postgresql+psycopg"),
                 isolation_level="REPEATABLE READ",
                 connect_args={"connect_timeout": WAIT_SECONDS, "options": options},
                 execution_options={"postgresql_readonly": True},
             )
+            event.listen(engine, "do_connect", connect_in_time(ANSWER_SECONDS))
+            return engine
         if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
             return create_engine("sqlite://", creator=lambda: _open_sqlite(url))
         if url.get_backend_name() in ("postgresql", "sqlite"):

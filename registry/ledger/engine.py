@@ -15,6 +15,7 @@ TIMEOUTS = (
     f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={3 * BUSY_SECONDS}s -c "
     f"idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
 )
+ANSWER_SECONDS = 6 * BUSY_SECONDS  # until a server counts as stopped, which ends a statement itself long before
 
 
 def parse_address(url: str) -> URL:
@@ -47,9 +48,13 @@ def show_address(url: URL) -> str:
 
 def connect_postgresql(url: URL) -> Engine:
     """Return an engine whose statements wait for nobody for long."""
+    from ptpipeline.postgres import connect_in_time
+
     arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
     # after it waited for a lock, a stricter level (a server's default may be one) would show the state before the wait
-    return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
+    engine = create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
+    event.listen(engine, "do_connect", connect_in_time(ANSWER_SECONDS))
+    return engine
 
 
 def connect_sqlite(url: URL) -> Engine:
