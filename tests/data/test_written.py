@@ -118,7 +118,7 @@ def test_a_carriage_return_that_is_not_quoted_is_told(tmp_path: Path, column: st
 @FEW
 @given(ROWS)
 def test_a_tsv_without_tabs_and_line_ends_is_read_back(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
-    clean = [tuple(re.sub(r"[\t\r\n]", "", cell) for cell in row) for row in rows]
+    clean = [tuple(re.sub(r"[\0\t\r\n]", "", cell) for cell in row) for row in rows]
     body = "".join("\t".join(row) + "\n" for row in [("text", "label", "more"), *clean])
     assert pairs(load(tmp_path, body, "tsv")) == [row[:2] for row in clean]
 
