@@ -33,6 +33,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.soak
 def test_every_format_is_ingested_and_measured(capsys: pytest.CaptureFixture[str]) -> None:
     ingest.main(["--rows", "400"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -19,7 +19,8 @@ PROVENANCE = {"ledger", "tasks", "versions", "rounds", "cores"}
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("ledger", [pytest.param("sqlite", marks=pytest.mark.soak), "postgres"])
+@pytest.mark.soak
+@pytest.mark.parametrize("ledger", ["sqlite", "postgres"])
 def test_races_overwrite_nothing_and_the_doctor_is_content(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--ledger", ledger, "--tasks", "0", "--rounds", "2", "--races", "4"]
     main(options)

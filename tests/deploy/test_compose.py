@@ -18,6 +18,7 @@ from tests.e2e.conftest import write_project
 pytestmark = [
     pytest.mark.timeout(1800),  # a machine that many share
     pytest.mark.servers,
+    pytest.mark.soak,  # a night through eleven processes; test_manifests.py holds what the files say
     pytest.mark.skipif(not are_possible(), reason="namespaces and bridges need root and unshare, nsenter, setpriv, ip"),
 ]
 

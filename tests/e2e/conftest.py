@@ -121,6 +121,7 @@ def project(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             refused = _started_by_another_process(home, environment)
             load_settings()
             yield Project(folder, home, refused, environment, proxy)
+            assert proxy.asked == []  # by nothing of what all the tests did
         finally:
             down(home)
             os.environ.clear()

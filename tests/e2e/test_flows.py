@@ -158,18 +158,31 @@ def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Projec
     }
 
 
+@pytest.mark.soak  # tests/flows/stages/test_chain.py asks the same of the stages
 def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: Redeployed) -> None:
     lines, end = followed(project, trigger(project.prefect, "nightly", NightlyRequest()))
     assert (end.state, end.message) == ("COMPLETED", "fruit: unchanged"), [line.message for line in lines]
     assert "nothing was trained" in end.rows[0]["reason"]
 
 
-def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Project, deployed: Redeployed) -> None:
-    _, end = followed(
-        project, trigger(project.prefect, "promote", PromoteRequest(task="fruit", version=99, reason="looked at"))
-    )
+@pytest.fixture(scope="module")
+def promoted_twice(project: Project, deployed: Redeployed) -> list[str]:
+    """The runs of one request to promote a version that is not there, which was sent twice with one key."""
+    request = PromoteRequest(task="fruit", version=99, reason="looked at")
+    return [trigger(project.prefect, "promote", request, "key") for _ in range(2)]
+
+
+def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(
+    project: Project, promoted_twice: list[str]
+) -> None:
+    _, end = followed(project, promoted_twice[0])
     assert end.state == "FAILED"
     assert "99" in end.message
+
+
+def test_an_idempotency_key_starts_one_run(promoted_twice: list[str]) -> None:
+    first, second = promoted_twice
+    assert first == second
 
 
 def test_a_run_without_a_process_is_ended(project: Project, deployed: Redeployed, tmp_path: Path) -> None:
@@ -245,10 +258,3 @@ def test_every_flow_has_its_deployment(project: Project, deployed: Redeployed) -
         found = call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")
         assert found["entrypoint"] == entrypoint_of(name)
         assert len(found["description"]) > 40
-
-
-def test_an_idempotency_key_starts_one_run(project: Project, deployed: Redeployed) -> None:
-    request = NightlyRequest(tasks=[])
-    first = trigger(project.prefect, "nightly", request, "key")
-    assert trigger(project.prefect, "nightly", request, "key") == first
-    followed(project, first)

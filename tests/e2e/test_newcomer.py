@@ -44,6 +44,7 @@ def sour(project: Project) -> Iterator[Path]:
     assert ptp(project, "up").returncode == 0
 
 
+@pytest.mark.soak  # two starts of the worker and a night
 def test_up_with_other_task_files_runs_these_and_a_refused_candidate_is_told_as_such(
     project: Project, sour: Path, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_up_with_other_task_files_runs_these_and_a_refused_candidate_is_told_as_
     assert tracked[0].data.tags["ptp.flow_run"].endswith(f"/runs/flow-run/{run}")
 
 
+@pytest.mark.soak  # test_webhook.py heals an alias on the same stack
 def test_an_alias_moved_in_mlflow_is_logged_and_judged(project: Project) -> None:
     task, registry = a_task(), open_for_writing(load_settings())
     first = promote(registry, task, published(registry, task, 1), Cause("me", "because"))

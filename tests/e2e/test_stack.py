@@ -98,6 +98,7 @@ def test_a_given_storage_port_needs_the_port_of_its_grpc_too(tmp_path: Path) -> 
     assert read(tmp_path) is None
 
 
+@pytest.mark.soak  # starts all three
 def test_a_server_that_dies_at_its_start_shows_its_log(tmp_path: Path) -> None:
     (tmp_path / "prefect").mkdir()
     (tmp_path / "prefect" / "prefect.db").write_bytes(b"no database" * 100)

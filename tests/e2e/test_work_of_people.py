@@ -61,20 +61,29 @@ def test_the_form_asks_for_name_and_reason(project: Project, waiting: None) -> N
         )
 
 
-def test_one_other_person_approves_by_the_form(project: Project, waiting: None) -> None:
-    shown = artifact(project, "verdict-plum")
-    assert "✓ pass" in shown
-    read = re.findall(r"with verdict ([0-9a-f]{12})", shown)[0]
+@pytest.mark.soak  # tests/registry/versions/test_approval.py asks the same without Prefect
+def test_whoever_may_not_decide_is_refused_by_the_form(project: Project, waiting: None) -> None:
+    read = re.findall(r"with verdict ([0-9a-f]{12})", artifact(project, "verdict-plum"))[0]
     asked = ApproveRequest(task="plum", version=1, verdict=read, actor="ann", reason="mine")
     state, why = decide(project, "approve", asked)
     assert state == "FAILED"
     assert "started the run that made it, so somebody else has to approve it" in why
-    asked = asked.model_copy(update={"actor": "bob", "reason": "looks right"})
+
+
+def test_one_other_person_approves_by_the_form(project: Project, waiting: None) -> None:
+    shown = artifact(project, "verdict-plum")
+    assert "✓ pass" in shown
+    read = re.findall(r"with verdict ([0-9a-f]{12})", shown)[0]
+    asked = ApproveRequest(task="plum", version=1, verdict=read, actor="bob", reason="looks right")
     assert decide(project, "approve", asked)[0] == "COMPLETED"
     head = open_registry(load_settings()).ledger.head("plum", "production")
     assert head
     assert (head.version, head.actor, head.reason) == (1, "prefect (claims bob)", "approved: looks right")
     assert "approved by prefect (claims bob)" in artifact(project, "approval-plum")
+
+
+@pytest.mark.soak  # tests/flows/stages/test_approve.py asks the same without Prefect
+def test_what_is_in_production_is_rejected_no_more(project: Project, waiting: None) -> None:
     state, why = decide(project, "reject", RejectRequest(task="plum", version=1, actor="eve", reason="late"))
     assert (state, "is in production" in why) == ("FAILED", True)
 

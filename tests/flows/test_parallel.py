@@ -80,6 +80,7 @@ def test_a_killed_process_ends_the_run_with_one_sentence_and_the_next_run_resume
     assert [row.version for row in project.stages.registry.ledger.history("tiny-sentiment", "production")] == [1]
 
 
+@pytest.mark.soak  # below, the same sentence in one process
 def test_what_ends_the_first_process_before_training_is_said_once(project: Project) -> None:
     finish(process := start(project, "missing"))
     assert process.returncode == 1

@@ -233,6 +233,7 @@ run_gang(base, queued(base), NoTracker(), report, Checkpoints(FolderStore(Path(s
 
 
 @pytest.mark.usefixtures("two_places")
+@pytest.mark.soak  # tests/flows/stages/test_killed.py kills one without a queue
 def test_a_process_that_is_killed_with_a_queue_ends_at_the_same_bits(base: CausalBase, tmp_path: Path) -> None:
     killed = subprocess.Popen([sys.executable, "-c", TRAINING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert killed.stdout is not None

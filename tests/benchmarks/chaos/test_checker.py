@@ -28,7 +28,7 @@ from registry.registry import Registry
 from registry.versions import mlflow_edit, projection
 from registry.versions.mlflow_alias import Action
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.soak]  # `make soak` runs chaos itself, too
 
 
 # ---------------------------------------------------------------- scenarios

@@ -136,6 +136,7 @@ def test_a_server_that_is_terminated_answers_until_its_end(ran: dict[str, str]) 
         assert process.wait(20) == 0
 
 
+@pytest.mark.soak  # one that is terminated ends through the same code
 def test_a_server_that_is_interrupted_ends_at_once(ran: dict[str, str]) -> None:
     with serving(ran, "--anyone", "--drain", "600") as (url, process):
         httpx.post(f"{url}/v1/classify", json=ASK).raise_for_status()

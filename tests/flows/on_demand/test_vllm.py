@@ -65,6 +65,13 @@ def run(client: Path, url: str, key: str, *texts: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
+def without_base(url: str) -> Client:
+    """A client that can ask only, since it has read no base and no prompt."""
+    client = object.__new__(Client)
+    client.url, client.model, client.prompt, client.embedding = url, "base", torch.zeros(1, 2), torch.nn.Embedding(4, 2)
+    return client
+
+
 def asked(client: Path, vllm: Vllm, *texts: str) -> list[dict[str, Any]]:
     """What the client prints."""
     done = run(client, vllm.url, "k" * 20, *texts)
@@ -72,16 +79,23 @@ def asked(client: Path, vllm: Vllm, *texts: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_client_says_in_a_line_why_there_is_no_answer(vocabulary: Vocabulary, vllm: Vllm, tmp_path: Path) -> None:
-    client = write(tmp_path, vocabulary, artifact(tiny(), embeddings(tiny()), labels=LONG))
-    *_, refused = run(client, vllm.url, "wrong", "a").stderr.splitlines()
-    assert refused.startswith(f"error: {vllm.url} answers 401: ")
-    assert refused.endswith("; set VLLM_API_KEY to the --api-key of vLLM")
-    *_, away = run(client, "http://127.0.0.1:9", "wrong", "a").stderr.splitlines()
-    assert away.startswith("error: http://127.0.0.1:9 does not answer (")
+def test_the_client_says_in_a_line_why_there_is_no_answer(vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "wrong")
+    client = without_base(vllm.url)
+    with pytest.raises(
+        SystemExit, match=f"^error: {vllm.url} answers 401: .*; set VLLM_API_KEY to the --api-key of vLLM$"
+    ):
+        client.ask([1], {})
+    client.url = "http://127.0.0.1:9"
+    with pytest.raises(SystemExit, match=r"^error: http://127\.0\.0\.1:9 does not answer \("):
+        client.ask([1], {})
 
 
-@pytest.mark.parametrize("scoring", [Scoring(), Scoring(length_normalised=True, calibrated=True)])
+@pytest.mark.parametrize(
+    "scoring",
+    [pytest.param(Scoring(), marks=pytest.mark.soak), Scoring(length_normalised=True, calibrated=True)],
+    ids=["summed", "normalised and calibrated"],
+)
 def test_the_client_gives_the_probabilities_of_the_engine(
     vocabulary: Vocabulary, vllm: Vllm, tmp_path: Path, scoring: Scoring
 ) -> None:
@@ -145,8 +159,6 @@ def test_the_key_goes_to_no_other_server(monkeypatch: pytest.MonkeyPatch) -> Non
             self.end_headers()
 
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    client = object.__new__(Client)  # without a base, of which nothing is asked
-    client.model, client.prompt, client.embedding = "base", torch.zeros(1, 2), torch.nn.Embedding(4, 2)
-    with serve(Elsewhere) as elsewhere, serve(Referring) as client.url:
-        client.ask([1], {})
+    with serve(Elsewhere) as elsewhere, serve(Referring) as url:
+        without_base(url).ask([1], {})
     assert shown == ["Bearer secret", None]
