@@ -77,16 +77,14 @@ def process_of(project: Project, run: str) -> psutil.Process:
     return found
 
 
-def train_undisturbed(project: Project, folder: Path) -> str:
-    """Train the task elsewhere, in the stack's compute type; returns the prompt's digest."""
-    shutil.copytree(project.home / "compute", folder / "compute")
+def train_undisturbed(project: Path, home: Path, folder: Path) -> str:
+    """Train the project's task in another folder, in the compute type of that home; returns the prompt's digest."""
+    shutil.copytree(home / "compute", folder / "compute")
     settings = {"PTP_HOME": str(folder), "PTP_STORE": (folder / "store").as_uri(), "PTP_TASKS": "tasks"}
     settings |= {"PTP_LEDGER": f"sqlite:///{folder / 'ledger.db'}"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_"))}
     command = [sys.executable, "-m", "flows.cli", "run", "orchard"]
-    done = subprocess.run(
-        command, env=clean | settings, cwd=project.folder, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=clean | settings, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     tuned = Ledger(settings["PTP_LEDGER"]).last_tuned("orchard")
     assert tuned
@@ -118,4 +116,4 @@ def test_a_training_that_down_ends_goes_on_to_the_same_bits(project: Project, or
     tuned = ledger.last_tuned("orchard")
     assert tuned
     assert [version.digest for version in ledger.versions("orchard")] == [tuned.digest]
-    assert tuned.digest == train_undisturbed(project, tmp_path)
+    assert tuned.digest == train_undisturbed(project.folder, project.home, tmp_path)

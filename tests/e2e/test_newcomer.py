@@ -91,7 +91,7 @@ def test_an_alias_moved_in_mlflow_is_logged_and_judged(project: Project) -> None
     mlflow = client(project)
     time.sleep(2 * POLL_SECONDS)  # the watcher has seen how it was
     mlflow.set_registered_model_alias(task.name, "production", "2")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 30
     while "ptp.refused" not in mlflow.get_model_version(task.name, "2").tags:
         assert time.monotonic() < deadline, (project.home / "logs" / "watcher.log").read_text()
         time.sleep(0.5)

@@ -26,7 +26,9 @@ from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Schedule, Task
+from registry.registry import open_registry
 from tests.e2e.conftest import TASK, write_project
+from tests.e2e.test_down import train_undisturbed
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -138,7 +140,9 @@ def task(factory: Factory) -> Task:
 # ---------------------------------------------------------------- a worker that dies
 
 
-def test_a_night_whose_machine_died_goes_on_from_its_checkpoint(factory: Factory) -> None:
+def test_a_night_whose_machine_died_goes_on_from_its_checkpoint_to_the_same_bits(
+    factory: Factory, tmp_path: Path
+) -> None:
     run = trigger(factory.prefect, "nightly", NightlyRequest(tasks=["orchard"]))
     wait_for(lambda: "orchard: step 20/" in factory.log_of(run), PATIENCE)
     factory.kill("first")
@@ -148,11 +152,14 @@ def test_a_night_whose_machine_died_goes_on_from_its_checkpoint(factory: Factory
     assert time.monotonic() - died < NOTICED_SECONDS
     [again] = wait_for(factory.resumed, PATIENCE)
     wait_for(lambda: "resumes from a checkpoint" in factory.log_of(again), PATIENCE)
-    factory.stop("server")  # and now the server goes away, in the middle of the training
+    factory.kill("server")  # and now the server goes away, in the middle of the training
     time.sleep(30)
     factory.start_server()
     wait_for(lambda: factory.state_of(again) == "COMPLETED", PATIENCE)
     assert factory.resumed() == [again]
+    tuned = open_registry(load_settings()).ledger.last_tuned("orchard")
+    assert tuned
+    assert tuned.digest == train_undisturbed(factory.folder, factory.home, tmp_path)
 
 
 # ---------------------------------------------------------------- a night that a person suspends

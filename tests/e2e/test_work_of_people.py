@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,19 +22,28 @@ from tests.e2e.test_flows import followed
 pytestmark = pytest.mark.servers
 
 
+@contextmanager
+def awaiting(project: Project, name: str, approvals: int) -> Iterator[None]:
+    """A night that ann started ended with a candidate of this task, for which so many other people have to speak."""
+    settings = load_settings()
+    fruit, path = settings.tasks / "fruit.yaml", settings.tasks / f"{name}.yaml"
+    text = fruit.read_text().replace("name: fruit", f"name: {name}").replace("promote: auto", "promote: manual")
+    path.write_text(f"{text}approvals: {approvals}\nmax_age: 100\n")
+    deploy(settings, [load_task(fruit), load_task(path)])
+    assert a_night_of(project, name) == ("COMPLETED", f"{name}: awaiting approval")
+    yield
+    path.unlink()
+    deploy(settings, [load_task(fruit)])
+
+
+def a_night_of(project: Project, name: str) -> tuple[str, str]:
+    return decide(project, "nightly", NightlyRequest(tasks=[name], actor="ann"))
+
+
 @pytest.fixture(scope="module")
 def waiting(project: Project) -> Iterator[None]:
-    """A night that ann started ended with a candidate of plum, for which one other person has to speak."""
-    settings = load_settings()
-    fruit, plum = settings.tasks / "fruit.yaml", settings.tasks / "plum.yaml"
-    text = fruit.read_text().replace("name: fruit", "name: plum").replace("promote: auto", "promote: manual")
-    plum.write_text(f"{text}approvals: 1\nmax_age: 100\n")
-    deploy(settings, [load_task(fruit), load_task(plum)])
-    _, end = followed(project, trigger(project.prefect, "nightly", NightlyRequest(tasks=["plum"], actor="ann")))
-    assert (end.state, end.message) == ("COMPLETED", "plum: awaiting approval")
-    yield
-    plum.unlink()
-    deploy(settings, [load_task(fruit)])
+    with awaiting(project, "plum", 1):
+        yield
 
 
 def decide(project: Project, flow: str, request: Record) -> tuple[str, str]:
@@ -86,6 +96,35 @@ def test_one_other_person_approves_by_the_form(project: Project, waiting: None) 
 def test_what_is_in_production_is_rejected_no_more(project: Project, waiting: None) -> None:
     state, why = decide(project, "reject", RejectRequest(task="plum", version=1, actor="eve", reason="late"))
     assert (state, "is in production" in why) == ("FAILED", True)
+
+
+@pytest.mark.soak
+def test_two_people_approve_by_the_form(project: Project) -> None:
+    with awaiting(project, "peach", 2):
+        read = re.findall(r"with verdict ([0-9a-f]{12})", artifact(project, "verdict-peach"))[0]
+        asked = ApproveRequest(task="peach", version=1, verdict=read, actor="bob", reason="looks right")
+        assert decide(project, "approve", asked)[0] == "COMPLETED"
+        ledger = open_registry(load_settings()).ledger
+        assert ledger.head("peach", "production") is None
+        state, told = decide(project, "approve", asked)  # once more
+        assert (state, "bob" in told) == ("FAILED", True), told
+        assert ledger.head("peach", "production") is None
+        assert decide(project, "approve", asked.model_copy(update={"actor": "carol"}))[0] == "COMPLETED"
+        head = ledger.head("peach", "production")
+        assert head
+        assert head.version == 1
+
+
+@pytest.mark.soak
+def test_what_one_person_rejects_by_the_form_is_not_asked_for_again(project: Project) -> None:
+    with awaiting(project, "fig", 1):
+        assert (
+            decide(project, "reject", RejectRequest(task="fig", version=1, actor="eve", reason="no"))[0] == "COMPLETED"
+        )
+        assert "rejected by prefect (claims eve)" in artifact(project, "approval-fig")
+        state, told = a_night_of(project, "fig")
+        assert (state, "awaiting" in told) == ("COMPLETED", False), told
+        assert open_registry(load_settings()).ledger.head("fig", "production") is None
 
 
 def test_the_alarm_looks_on_its_schedule(project: Project, waiting: None) -> None:
