@@ -115,6 +115,7 @@ def make_server(application: Starlette, host: str, port: int) -> "uvicorn.Server
         port=port,
         http=BriefConnection,
         ws="none",
+        workers=1,  # else WEB_CONCURRENCY, which is another web server's, has to be a number
         headers=[("connection", "close")],
         log_level="warning",
         access_log=False,

@@ -353,6 +353,12 @@ def test_no_sender_is_led_to_another_address(path: str) -> None:
         assert client.post(path, follow_redirects=False).status_code == 404
 
 
+def test_how_many_workers_another_web_server_has_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    with listening(SECRET) as (url, _):
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
 def test_a_waker_that_ended_is_told_at_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.01)
 
