@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import stamina
 
 from flows.requests import GangRequest
-from flows.server.api import FINAL, call
+from flows.server.api import FINAL, call, expect
 from flows.server.environment import POOL
 from flows.server.trigger import trigger
 from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
 from flows.stages.plan import Plan, identify
 from ptpipeline.errors import NotFound, PtpError, ServiceUnavailable, Transient
-from ptpipeline.foreign import parse_json
+from ptpipeline.foreign import parse_json, parsing
 
 OUTCOMES = "outcomes"  # the type of the artifact that a gang's run leaves for the night
 MOST_ATTEMPTS = 4
@@ -135,11 +135,15 @@ def _give(api: str, night: str, request: GangRequest, plans: Sequence[Plan], att
 def _collect(api: str, given: Given, run: dict[str, Any], done: Night) -> None:
     """Add the outcome of each task of a run that ended; one that left none has the run's last word as its error."""
     body = {"artifacts": {"flow_run_id": {"any_": [given.run]}, "type": {"any_": [OUTCOMES]}}}
+    what, again = f"the outcomes of flow run {given.run}", "run the night again"
     found: dict[str, Any] = {}
     for artifact in _ask(api, "artifacts/filter", body):
-        found = parse_json(artifact["data"].encode(), f"the outcomes of flow run {given.run}", "run the night again")
-    done.outcomes.update({name: Outcome.model_validate(row) for name, row in found.get("outcomes", {}).items()})
-    done.errors.update(found.get("errors", {}))
+        expect(artifact, data=str)
+        found = parse_json(artifact["data"].encode(), what, again)
+    with parsing(what, again):
+        done.outcomes.update({name: Outcome.model_validate(row) for name, row in found.get("outcomes", {}).items()})
+        done.errors.update(found.get("errors", {}))
+    expect(run, state=dict | None)
     for plan in given.plans:
         if plan.task not in done.outcomes and plan.task not in done.errors:
             message = (run.get("state") or {}).get("message") or "it left no outcome"

@@ -30,7 +30,8 @@ CREDENTIALS = {
     "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
 }
 # A key of somebody else's account beside the stack's own would be sent along: so all that goes with a set goes with it.
-_WITH_CREDENTIALS = {"store": "AWS_", "mlflow": "MLFLOW_TRACKING_"}
+# A workspace is one of another MLflow.
+_WITH_CREDENTIALS = {"store": ("AWS_",), "mlflow": ("MLFLOW_TRACKING_", "MLFLOW_WORKSPACE")}
 # The setting with the address of each of these servers, and the server's name in the stack's record.
 _SERVERS = {"store": ("s3_endpoint", "storage"), "prefect": ("prefect", "prefect"), "mlflow": ("mlflow", "mlflow")}
 # How the names of all variables begin that may hold a login at these servers, or at the hub.

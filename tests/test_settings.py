@@ -148,6 +148,7 @@ def test_another_server_gets_no_credentials_of_the_stack(
         "MLFLOW_TRACKING_TOKEN",
         "MLFLOW_TRACKING_AUTH",
         "MLFLOW_TRACKING_AWS_SIGV4",
+        "MLFLOW_WORKSPACE",
     ],
 )
 def test_what_goes_with_other_credentials_goes_with_them(

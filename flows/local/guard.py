@@ -243,7 +243,8 @@ def main() -> None:
     if inspect.isfunction(application) and not inspect.iscoroutinefunction(application):
         application = application()
     # no log of requests: a login link is one
-    options: dict[str, Any] = {"access_log": False, "server_header": False, "http": DeadlineProtocol}
+    # workers: else WEB_CONCURRENCY, which another web server's owner set, says how many
+    options: dict[str, Any] = {"access_log": False, "server_header": False, "http": DeadlineProtocol, "workers": 1}
     uvicorn.run(Guard(application, credential), host=HOST, port=int(port), **options)
 
 

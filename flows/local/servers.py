@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from flows.local import certificate
+from flows.local import certificate, weed
 from flows.local.guard import CREDENTIAL
 from flows.local.keys import WEBHOOK_KEY, credential
 from flows.local.process import HOST, MARK, Process, is_free, serves
@@ -34,7 +34,7 @@ DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker", "watcher")  # in starting order
 WITH_SETTINGS = ("worker", "watcher")  # they read task files and settings, as they were when they were started
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect", "watcher": "mlflow"}  # they were told the other's address
-MAKE = 6  # of the definitions below: a running server of another make is replaced by `up`
+MAKE = 7  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 # and on a socket, whose place no option changes; its parts speak to each other there, and to nobody if it is another's
 GRPC_SOCKET = "/tmp/seaweedfs-{name}-grpc-{port}.sock"  # noqa: S108  it is SeaweedFS's choice
@@ -48,8 +48,6 @@ _SLOW_LOOPS = {  # of Prefect's services; each looks every 5 s by default, and n
     "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
     "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT20S",  # so late a dead worker may be noticed (automations.py)
 }
-_WEED_SPEAKERS = ("CLIENT", "MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER")
-_WEED_HTTP = ("CLIENT", "MASTER", "VOLUME", "FILER", "ADMIN")
 
 
 class StackConfig(NamedTuple):
@@ -128,19 +126,9 @@ def _storage(config: StackConfig) -> Server:
     options += ["-dir=.", f"-s3.port={port}"]  # relative too: a path with a comma would be two folders
     options += [f"-{name}.port={value}" for name, value in ports.items()]
     command = [find_weed(), "-logtostderr=true", "mini", *options]
-    # A limit of memory near what is in use (232 MiB, most of it never touched) would collect all the time.
-    environment = clean_environment({**config.storage_keys, **_mutual_tls(config), "GOGC": "50"})
+    weed.write_files(folder)
+    environment = weed.make_environment(config.storage_keys, certificate.locate(config.home))
     return Server("storage", command, environment, lambda process: _storage_ready(config, process), folder)
-
-
-def _mutual_tls(config: StackConfig) -> dict[str, str]:
-    """Return the settings by which SeaweedFS's inner ports, HTTP and gRPC, demand the stack's certificate."""
-    paths = certificate.locate(config.home)
-    settings = {"WEED_GRPC_CA": str(paths.certificate), "WEED_HTTPS_CLIENT_ENABLED": "true"}
-    sections = [f"GRPC_{name}" for name in _WEED_SPEAKERS] + [f"HTTPS_{name}" for name in _WEED_HTTP]
-    for section in sections:
-        settings |= {f"WEED_{section}_CERT": str(paths.certificate), f"WEED_{section}_KEY": str(paths.key)}
-    return settings | {f"WEED_HTTPS_{name}_CA": str(paths.certificate) for name in _WEED_HTTP}
 
 
 def _storage_ready(config: StackConfig, process: Process) -> bool:

@@ -11,7 +11,7 @@ import httpx
 import stamina
 
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
-from ptpipeline.foreign import UNPACKED, escape_controls, parse_json
+from ptpipeline.foreign import UNPACKED, escape_controls, parse_json, shorten
 from ptpipeline.settings import explain_environment, is_loopback
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in which a flow run has ended
@@ -67,6 +67,18 @@ def call(verb: str, url: str, body: Any = None, credential: str | None = None) -
     if not (_is_list(value) if searched else isinstance(value, dict)):
         raise _strange(url, "an answer of another form")
     return _wrap(value, url)
+
+
+def expect(answer: Any, **kinds: Any) -> None:
+    """Raise SettingsError, as of a server that is not Prefect's, unless each of these fields of an answer is of its
+    kind: in JSON, null or anything else may stand in the place of a value. kinds: as `isinstance` takes them.
+    """
+    for field, kind in kinds.items():
+        value = answer.get(field) if isinstance(answer, dict) else answer
+        if not (isinstance(answer, dict) and isinstance(value, kind)):
+            raise SettingsError(
+                f"PTP_PREFECT: it does not answer as Prefect does, but with {shorten(value, 40)} as `{field}`; {_FIX}"
+            )
 
 
 def _read(answer: httpx.Response, url: str) -> bytes:

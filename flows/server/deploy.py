@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from flows import requests
-from flows.server.api import call
+from flows.server.api import call, expect
 from flows.server.automations import HEARTBEAT_SECONDS, install_automations
 from flows.server.environment import POOL, TRAINING_QUEUE
 from flows.server.schedules import (
+    check_schedules,
     distinct_schedules,
     keep_pauses,
     list_due_runs,
@@ -105,6 +106,9 @@ def read_deployments(api: str) -> dict[str, dict[str, Any]]:
     names = {f"ptp-{flow}": flow for flow in FLOWS}
     query = {"flows": {"name": {"any_": list(FLOWS)}}, "deployments": {"name": {"any_": list(names)}}}
     found = call("POST", f"{api}/deployments/filter", query)
+    for deployment in found:
+        expect(deployment, name=str, global_concurrency_limit=dict | None, concurrency_options=dict | None)
+        check_schedules(deployment)
     return {names[deployment["name"]]: deployment for deployment in found if deployment["name"] in names}
 
 
@@ -243,6 +247,7 @@ def _differing_fields(wanted: dict[str, Any], known: dict[str, Any]) -> list[str
 
 
 def _plain_schedule(one: dict[str, Any]) -> dict[str, Any]:
+    expect(one, schedule=dict)
     return {
         "slug": one["slug"],
         "cron": one["schedule"].get("cron"),

@@ -5,7 +5,7 @@ no Prefect.
 from collections.abc import Iterator
 from typing import Any
 
-from flows.server.api import call
+from flows.server.api import call, expect
 from flows.server.automations import RESUMED, install_automations
 from flows.server.deploy import FLOWS, read_deployments
 from flows.server.environment import POOL
@@ -34,6 +34,7 @@ def explain_wait(api: str, run: dict[str, Any]) -> str | None:
     """
     if run["work_pool_name"] is None:
         return f"{_GONE}; then start this run again, which belongs to none"
+    expect(run, state=dict)
     if run["state"]["name"] == "AwaitingConcurrencySlot":
         return "the limit of runs of its deployment is reached: it waits until another run has ended"
     if (pool := _find_pool(api)) is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from flows.server.api import call
+from flows.server.api import call, expect
 from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Schedule, Task
 
@@ -40,6 +40,7 @@ def find_slug(api: str, run: str) -> str | None:
     """
     try:
         found = call("GET", f"{api}/flow_runs/{run}")
+        expect(found, created_by=dict | None)
         if (found["created_by"] or {}).get("type") != "SCHEDULE":
             return None
         return _slug_of_maker(found, call("GET", f"{api}/deployments/{found['deployment_id']}"))
@@ -47,7 +48,18 @@ def find_slug(api: str, run: str) -> str | None:
         return None
 
 
+def check_schedules(deployment: dict[str, Any]) -> None:
+    """Raise SettingsError unless a deployment has schedules as those of Prefect are."""
+    expect(deployment, schedules=list)
+    for schedule in deployment["schedules"]:
+        expect(schedule, slug=str | None)
+
+
 def _slug_of_maker(run: dict[str, Any], deployment: dict[str, Any]) -> str | None:
+    expect(deployment, schedules=list)
+    expect(run, created_by=dict | None)
+    for schedule in deployment["schedules"]:
+        expect(schedule, id=str)
     maker = run["created_by"] or {}
     return next((schedule["slug"] for schedule in deployment["schedules"] if schedule["id"] == maker.get("id")), None)
 
@@ -76,6 +88,8 @@ def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted:
 
 def tell_edits(known: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Say which schedules of a deployment somebody edited in Prefect: a deployment takes that back."""
+    for schedule in known["schedules"]:
+        expect(schedule, schedule=dict)
     held = {schedule["slug"]: schedule["schedule"] for schedule in known["schedules"]}
     for schedule in wanted["schedules"]:
         there = held.get(schedule["slug"])
@@ -92,6 +106,7 @@ def tell_edits(known: dict[str, Any], wanted: dict[str, Any]) -> None:
 def remove_schedules(api: str, deployment: dict[str, Any], schedules: Sequence[dict[str, Any]]) -> None:
     """Remove these schedules of a deployment, and say so."""
     for schedule in schedules:
+        expect(schedule, schedule=dict)
         call("DELETE", f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}")
         log.warning(
             "the schedule %s of %s is removed from Prefect: no task file has it",
@@ -116,13 +131,15 @@ def list_due_runs(api: str, deployment: dict[str, Any]) -> list[dict[str, Any]]:
     }
     runs = call("POST", f"{api}/flow_runs/filter", query)
     # late by the server's clock, which the schedule goes by, not by this machine's
+    for run in runs:
+        expect(run, parameters=dict, estimated_start_time_delta=float | int)
     due = [run for run in runs if run["auto_scheduled"] and run["estimated_start_time_delta"] > 0]
     return [run | {"parameters": _complete(run, deployment)} for run in due]
 
 
 def _complete(run: dict[str, Any], deployment: dict[str, Any]) -> dict[str, Any]:
     request = run["parameters"].get("request") or {}
-    if request.get("schedule") or request.get("tasks") is not None:
+    if not isinstance(request, dict) or request.get("schedule") or request.get("tasks") is not None:
         return dict(run["parameters"])
     return {"request": {**request, "schedule": _slug_of_maker(run, deployment)}}
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.requests import name_run, name_tasks
-from flows.server.api import FINAL, call
+from flows.server.api import FINAL, call, expect
 from flows.server.pauses import explain_wait
 from flows.table import unescape_words
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
@@ -106,6 +106,7 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
         if reason:
             yield _warn(f"waits: {reason}")
         if done:
+            expect(run, state=dict)
             state = run["state"]
             yield Finished(state=run["state_type"], name=state["name"], message=state["message"] or "", rows=rows)
             return
@@ -138,6 +139,8 @@ def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[st
             f"{prefect_url}/logs/filter",
             {"logs": logs, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": 200},
         )
+        for line in page:
+            expect(line, timestamp=str, level=int, message=str)
         yield from page
         offset += len(page)
         if len(page) < 200:
@@ -147,6 +150,8 @@ def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[st
 def _rows(prefect_url: str, run_id: str) -> list[dict[str, Any]]:
     body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "type": {"any_": ["table"]}}}
     artifacts = call("POST", f"{prefect_url}/artifacts/filter", body)
+    for artifact in artifacts:
+        expect(artifact, data=str)
     return [
         unescape_words(row)
         for artifact in artifacts

@@ -115,6 +115,7 @@ def make_server(application: Starlette, host: str, port: int) -> "uvicorn.Server
         port=port,
         http=BriefConnection,
         ws="none",
+        workers=1,  # else WEB_CONCURRENCY, which is another web server's, has to be a number
         headers=[("connection", "close")],
         log_level="warning",
         access_log=False,
@@ -124,10 +125,11 @@ def make_server(application: Starlette, host: str, port: int) -> "uvicorn.Server
 
 def read_secret(variable: str) -> str:
     """Return what a sender proves itself by, from the environment; raise SettingsError if it is missing or short."""
-    secret = os.environ.get(variable, "")
-    if len(secret) < SECRET_CHARACTERS:
+    secret = os.environ.get(variable)
+    if not secret or len(secret) < SECRET_CHARACTERS:
+        found = "not set" if secret is None else f"{len(secret)} characters" if secret else "empty"
         raise SettingsError(
-            f"{variable}: expected at least {SECRET_CHARACTERS} characters, found {len(secret)}; make one with "
+            f"{variable}: {found}; expected at least {SECRET_CHARACTERS} characters; make them with "
             "`openssl rand -hex 32`"
         )
     return secret
@@ -230,7 +232,10 @@ def make_application(listeners: Sequence[Listener]) -> Starlette:
         return PlainTextResponse("a waker ended; see the log" if ended else "OK", status_code=503 if ended else 200)
 
     routes = [*map(route, listeners), Route("/health", report_health)]
-    return Starlette(routes=routes, lifespan=run_wakers)
+    application = Starlette(routes=routes, lifespan=run_wakers)
+    # `/data/` would be sent to an address without TLS if something else ends TLS, and the token with it
+    application.router.redirect_slashes = False
+    return application
 
 
 def is_genuine(secret: str, headers: Mapping[str, str], body: bytes, clock: float) -> bool:

@@ -20,6 +20,7 @@ from ptpipeline.data.files import MAX_BYTES
 from ptpipeline.data.table import MAX_ROWS, Column, Part, Places, Table, Wanted, locate, too_many
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
+from ptpipeline.postgresql import UNSET, connect_arguments, connect_in_time, find_wrong_setting
 from ptpipeline.task.source import Source, SqlQuery
 
 if TYPE_CHECKING:
@@ -190,8 +191,6 @@ class _Database:
         from sqlalchemy import create_engine, event, make_url
         from sqlalchemy.exc import ArgumentError
 
-        from ptpipeline.postgres import connect_in_time
-
         address = os.environ.get(self.sql.url_env, "")
         if not address:
             raise SettingsError(
@@ -204,14 +203,10 @@ class _Database:
         if url.get_backend_name() == "postgres":  # as libpq and many hosts write it
             url = url.set(drivername="postgresql")
         if url.get_backend_name() == "postgresql" and url.database:
-            own = url.query.get(
-                "options", ""
-            )  # such as the schemas that are searched; of two settings, the last counts
-            options = " ".join([*([own] if isinstance(own, str) else own), OPTIONS])
             engine = create_engine(
                 url.set(drivername="postgresql+psycopg"),
                 isolation_level="REPEATABLE READ",
-                connect_args={"connect_timeout": WAIT_SECONDS, "options": options},
+                connect_args=connect_arguments(url.host, url.query, WAIT_SECONDS, OPTIONS),
                 execution_options={"postgresql_readonly": True},
             )
             event.listen(engine, "do_connect", connect_in_time(ANSWER_SECONDS))
@@ -249,6 +244,8 @@ class _Database:
         import psycopg
 
         state = getattr(error, "sqlstate", None) or ""
+        if not state and (wrong := find_wrong_setting(str(error))):
+            return SettingsError(f"{self.sql.url_env}: {shorten(wrong, 200)[1:-1]}; {UNSET}")
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         if state.startswith("28") or state == "42501" or (not state and _NO_ENTRY.search(str(error))):
             return SettingsError(

@@ -6,6 +6,7 @@ uvicorn itself waits forever for the end of a request's head, and for a body tha
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0  # until a request's head is complete
@@ -34,6 +35,19 @@ class TimedConnection(H11Protocol):
     def _should_upgrade(self) -> bool:
         """Stay with HTTP/1.1, whatever else a client offers (RFC 9110, section 7.8); uvicorn would warn each time."""
         return self.upgrades and bool(super()._should_upgrade())
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no HTTP, and end the connection; the request before them, if any, counts as left.
+
+        uvicorn would let its answer go on, or begin a second one: either fails, and the log gets a traceback.
+        """
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     @property
     def is_answering(self) -> bool:

@@ -102,6 +102,7 @@ class _Listener(uvicorn.Server):
                 application,
                 http=PatientConnection,
                 ws="none",
+                workers=1,  # else WEB_CONCURRENCY, which is another web server's, has to be a number
                 lifespan="on",
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=int(END_SECONDS),

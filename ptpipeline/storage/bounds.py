@@ -1,5 +1,9 @@
-"""The most bytes that each kind of object may have. A store asks for the size first, and reads no larger object."""
+"""The most bytes that each kind of object may have, and the least that have to come in a time.
 
+A store asks for the size first, and reads no larger object.
+"""
+
+import time
 from collections.abc import Callable
 
 from ptpipeline.errors import ArtifactError
@@ -15,6 +19,7 @@ from ptpipeline.storage.addresses import (
 
 MIB, GIB = 2**20, 2**30
 PIECE = 8 * MIB
+SLOWEST = 10_000  # bytes per second that an object has to come with, behind the time that any answer has
 
 
 def max_bytes(key: str) -> int:
@@ -50,3 +55,10 @@ def read_bounded(url: str, key: str, read: Callable[[int], bytes]) -> bytes:
         body += piece
         check_bytes(url, key, len(body))
     return bytes(body)
+
+
+def is_late(began: float, seconds: float, count: int) -> bool:
+    """Return whether bytes trickle in: since `began`, by the monotonic clock, `count` came, which takes `seconds` and
+    what SLOWEST gives them. The limits of HTTP libraries are for each read.
+    """
+    return time.monotonic() > began + seconds + count / SLOWEST

@@ -1,12 +1,14 @@
-"""Answers of an S3 server that botocore reads whole, lists and errors: within a bound, in bytes and in time.
+"""Answers of an S3 server within a bound: lists and errors, which botocore reads whole, in bytes and in time, and
+objects, which come as streams, in time.
 
-botocore itself reads whatever comes, and an object of S3 alone comes as a stream.
+botocore itself reads whatever comes, as long as each read gives a byte.
 """
 
 import time
 from functools import partial
 from typing import Any
 
+from ptpipeline.storage.bounds import is_late
 from ptpipeline.storage.s3_faults import Strange
 
 MAX_ANSWER = 4 * 2**20  # bytes: a list has at most 1000 keys of 1024 bytes, each written as at most three
@@ -16,7 +18,9 @@ _PIECE = 2**16
 
 
 def bound_answers(client: Any, seconds: float) -> None:
-    """Let a client of boto3 read no answer, but an object, that is longer than any of S3, or takes so many seconds."""
+    """Let a client of boto3 read no answer, but an object, that is longer than any of S3, or takes so many seconds; an
+    object has longer, by its bytes.
+    """
     client.meta.events.register("before-send.s3", partial(_send, client, seconds))
 
 
@@ -44,7 +48,38 @@ def _send(client: Any, seconds: float, request: Any, **_: Any) -> Any:
 
     request.stream_output = True
     answer = client._endpoint.http_session.send(request)
-    return Bounded(answer.url, answer.status_code, answer.headers, answer.raw)
+    return Bounded(answer.url, answer.status_code, answer.headers, _InTime(answer.raw, answer.url, seconds))
+
+
+class _InTime:
+    """A body of urllib3 that is given up if its bytes trickle in."""
+
+    def __init__(self, raw: Any, url: str, seconds: float) -> None:
+        self._raw, self._url, self._seconds = raw, url, seconds
+        self._began, self._count = time.monotonic(), 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def read1(self, most: int) -> bytes:
+        """Return what has come, at most so many bytes; raise ReadTimeoutError if it comes too slowly."""
+        from botocore.exceptions import ReadTimeoutError
+
+        piece: bytes = self._raw.read1(most)
+        self._count += len(piece)
+        if is_late(self._began, self._seconds, self._count):
+            raise ReadTimeoutError(endpoint_url=self._url)
+        return piece
+
+    def read(self, most: int | None = None) -> bytes:
+        """Return so many bytes, or all that are left; raises what `read1` raises."""
+        body = bytearray()
+        while most is None or len(body) < most:
+            piece = self.read1(_PIECE if most is None else min(_PIECE, most - len(body)))
+            if not piece:
+                break
+            body += piece
+        return bytes(body)
 
 
 class Pages:

@@ -7,14 +7,17 @@ bundles and rules.
 import http.client
 import os
 import re
+import time
 import urllib.request
 from contextlib import closing
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from ptpipeline.storage.bounds import is_late
 from ptpipeline.storage.objects import Stored
 
 KEPT = 16  # connections that wait for the next read
+_PIECE = 2**20
 
 
 class SignedGet:
@@ -55,7 +58,7 @@ class SignedGet:
                 connection.sock.settimeout(self._seconds)
             connection.request("GET", urlsplit(request.url).path, headers=headers)
             with closing(connection.getresponse()) as answer:
-                stored = _take(answer, most, known)
+                stored = self._take(answer, most, known)
         except (OSError, http.client.HTTPException):  # also if the server closed a connection that waited
             stored = None
         if stored is None or answer.will_close or len(self._own()) >= KEPT:
@@ -78,14 +81,22 @@ class SignedGet:
             self._idle = {process: []}
         return self._idle[process]
 
+    def _take(self, answer: http.client.HTTPResponse, most: int, known: str) -> Stored | None:
+        """Return the object that an answer holds, as it is stored: an encoding could unfold."""
+        if answer.status == 304 and known:
+            return Stored(b"", known)
+        etag, length = answer.headers.get("ETag"), answer.headers.get("Content-Length", "")
+        sized = re.fullmatch("[0-9]{1,15}", length) and "Transfer-Encoding" not in answer.headers
+        if not (answer.status == 200 and etag and sized and int(length) <= most):
+            return None
+        body = self._read_body(answer, int(length))
+        return Stored(body, etag) if len(body) == int(length) else None
 
-def _take(answer: http.client.HTTPResponse, most: int, known: str) -> Stored | None:
-    """Return the object that an answer holds, as it is stored: an encoding could unfold."""
-    if answer.status == 304 and known:
-        return Stored(b"", known)
-    etag, length = answer.headers.get("ETag"), answer.headers.get("Content-Length", "")
-    sized = re.fullmatch("[0-9]{1,15}", length) and "Transfer-Encoding" not in answer.headers
-    if not (answer.status == 200 and etag and sized and int(length) <= most):
-        return None
-    body = answer.read(int(length))
-    return Stored(body, etag) if len(body) == int(length) else None
+    def _read_body(self, answer: http.client.HTTPResponse, length: int) -> bytes:
+        """Return the body, less if the server ends it before; raise TimeoutError if it trickles in."""
+        body, began = bytearray(), time.monotonic()
+        while piece := answer.read1(min(_PIECE, length - len(body))):
+            body += piece
+            if is_late(began, self._seconds, len(body)):
+                raise TimeoutError("the body trickles in")
+        return bytes(body)

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DatabaseError, InterfaceError, InternalError, Operati
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.postgresql import UNSET, find_wrong_setting
 from registry.ledger.clock import boot_id, read_time, uptime
 from registry.ledger.engine import connect_postgresql, connect_sqlite, parse_address, show_address
 from registry.ledger.tables import SCHEMA, read_revision
@@ -213,6 +214,8 @@ class Database:
                     f"PTP_LEDGER: {self.name}: {refused[0]}; make role and database first (docs/deploy.md), or "
                     "correct the address"
                 ) from error
+            if wrong := find_wrong_setting(reason):
+                raise SettingsError(f"PTP_LEDGER: {self.name}: {wrong}; {UNSET}") from error
             raise ServiceUnavailable(
                 f"ledger {self.name} does not answer: {reason}; check that no other process locks it, that the disk is "
                 "writable and that the server runs"

@@ -8,6 +8,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ptpipeline.errors import SettingsError
+from ptpipeline.postgresql import connect_arguments, connect_in_time
 
 BUSY_SECONDS = 10
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
@@ -48,9 +49,7 @@ def show_address(url: URL) -> str:
 
 def connect_postgresql(url: URL) -> Engine:
     """Return an engine whose statements wait for nobody for long."""
-    from ptpipeline.postgres import connect_in_time
-
-    arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
+    arguments = connect_arguments(url.host, url.query, BUSY_SECONDS, TIMEOUTS)
     # after it waited for a lock, a stricter level (a server's default may be one) would show the state before the wait
     engine = create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
     event.listen(engine, "do_connect", connect_in_time(ANSWER_SECONDS))

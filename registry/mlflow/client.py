@@ -41,7 +41,8 @@ def connect(uri: str) -> "MlflowClient":
     """A client of the MLflow server at `uri`, with a hard time-out per request; contacts nothing yet."""
     os.environ.update(LIMITS)
     quiet_mlflow()
-    if "@" in uri or all(name in os.environ for name in CREDENTIALS["mlflow"]):
+    given = [CREDENTIALS["mlflow"], ("MLFLOW_TRACKING_TOKEN",)]
+    if "@" in uri or any(all(name in os.environ for name in names) for names in given):
         os.environ["NETRC"] = os.devnull  # else requests sends what ~/.netrc says, a `default` too, instead of these
     from mlflow import MlflowClient
 

@@ -171,6 +171,22 @@ def test_a_client_that_offers_another_protocol_is_answered_without_a_warning(
     assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
+@pytest.mark.parametrize("answered", [False, True], ids=["before its refusal", "behind its refusal"])
+def test_a_body_that_is_no_http_ends_the_connection_without_a_traceback(
+    served: Running, caplog: pytest.LogCaptureFixture, answered: bool
+) -> None:
+    """Whoever reaches the port could fill the log, without a token."""
+    head = HEAD.replace(b"json", b"pdf") + b"Transfer-Encoding: chunked\r\n\r\n"  # it is refused unread
+    with socket.create_connection(("127.0.0.1", served.server.port), timeout=10) as client:
+        client.sendall(head if answered else head + b"zz\r\n")
+        assert client.recv(12) == (b"HTTP/1.1 415" if answered else b"HTTP/1.1 400")
+        client.sendall(b"zz\r\n")
+        with suppress(ConnectionResetError):
+            while client.recv(4096):
+                pass
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_a_connection_serves_several_requests(served: Running) -> None:
     with httpx.Client() as client:
         for _ in range(3):

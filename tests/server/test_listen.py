@@ -281,6 +281,12 @@ def test_an_application_that_does_not_start_is_one_sentence() -> None:
         Server(Address("127.0.0.1", 0), Ending()).run(FastAPI(lifespan=broken))
 
 
+def test_how_many_workers_another_web_server_has_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    with running(tmp_path) as server:
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
 def test_an_address_of_ipv6_stands_in_brackets() -> None:
     server = Server(Address("::1", 0), Ending())
     assert server.url == f"http://[::1]:{server.port}"

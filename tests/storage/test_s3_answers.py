@@ -9,7 +9,7 @@ import pytest
 
 from ptpipeline.data import s3
 from ptpipeline.errors import ServiceUnavailable, SettingsError
-from ptpipeline.storage import S3Store, s3_answers
+from ptpipeline.storage import S3Store, bounds, s3_answers
 from ptpipeline.storage.s3 import RequestLimits, make_client
 from tests.data.declared import declared
 from tests.http_server import Quiet, serve
@@ -91,6 +91,37 @@ def test_a_list_that_trickles_in_ends_by_the_clock() -> None:
     limits = RequestLimits(0.2, 1)
     with serve(listing(lambda _: " " * 1000, 0.02)) as url, pytest.raises(ServiceUnavailable, match="does not answer"):
         list(S3Store("bucket", endpoint=url, limits=limits).keys("tasks"))
+
+
+def trickling(pause: float, count: int) -> type[Quiet]:
+    """A server that gives one object, of so many bytes, byte by byte."""
+
+    class Trickling(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            self.send_response(200)
+            self.send_header("ETag", '"e"')
+            self.send_header("Content-Length", str(count))
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(count):
+                    self.wfile.write(b"x")
+                    time.sleep(pause)
+
+    return Trickling
+
+
+def test_an_object_that_trickles_in_ends_by_the_clock() -> None:
+    began = time.monotonic()
+    with serve(trickling(0.05, 100)) as url, pytest.raises(ServiceUnavailable, match="does not answer"):
+        S3Store("bucket", endpoint=url, limits=RequestLimits(0.3, 1)).read("tasks/t.json")
+    assert time.monotonic() - began < 2
+
+
+def test_a_large_object_has_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "SLOWEST", 10)  # bytes per second
+    with serve(trickling(0.05, 10)) as url:
+        stored = S3Store("bucket", endpoint=url, limits=RequestLimits(0.3, 1)).read("tasks/t.json")
+    assert stored.body == b"x" * 10
 
 
 def test_some_pages_may_hold_nothing() -> None:

@@ -65,7 +65,8 @@ def serve(folder: Path, application: str) -> Iterator[str]:
     (folder / "behind.py").write_text(application)
     (port,) = free_ports(1)
     paths = os.pathsep.join(filter(None, [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {CREDENTIAL: ":".join(OWNER), "PYTHONPATH": paths}
+    # WEB_CONCURRENCY: of another web server, whose variables are the owner's
+    environment = os.environ | {CREDENTIAL: ":".join(OWNER), "PYTHONPATH": paths, "WEB_CONCURRENCY": "4"}
     process = spawn([sys.executable, "-m", "flows.local.guard", "behind:app", str(port)], environment, folder / "log")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and is_alive(process):

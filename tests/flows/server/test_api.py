@@ -18,9 +18,9 @@ from flows.requests import ReconcileRequest
 from flows.server import api, bootstrap
 from flows.server.api import call, read_date
 from flows.server.deploy import read_deployments
-from flows.server.pauses import list_pauses
-from flows.server.schedules import find_slug, list_due_runs
-from flows.server.trigger import trigger
+from flows.server.pauses import explain_wait, list_pauses
+from flows.server.schedules import find_slug, list_due_runs, tell_edits
+from flows.server.trigger import follow, trigger
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from tests.flows.server.test_prefect import Answer, Prefect, listening
 from tests.http_server import Quiet, serve
@@ -37,6 +37,13 @@ class Everything(Prefect):
 
     def answer(self, what: str, body: Any) -> Answer:
         return 200, self._told
+
+
+class Nested(Everything):
+    """Answers one thing, but has neither lines nor tables of a run."""
+
+    def answer(self, what: str, body: Any) -> Answer:
+        return (200, []) if what in ("POST /logs/filter", "POST /artifacts/filter") else super().answer(what, body)
 
 
 def start_reconcile(api: str) -> object:
@@ -226,6 +233,37 @@ def test_another_servers_answers_are_one_sentence(ask: Callable[[str], object], 
 @pytest.mark.parametrize("answer", [{}, [{}], [None], None, "x", 7])
 def test_another_servers_lists_are_one_sentence(ask: Callable[[str], object], answer: Any) -> None:
     with listening(Everything(answer)) as other, pytest.raises(SettingsError, match="does not answer as Prefect does"):
+        ask(other.url)
+
+
+SCHEDULE = {"id": "s", "slug": "a", "active": True, "schedule": {"cron": "0 2 * * *"}}
+DEPLOYMENT = {
+    "name": "ptp-nightly",
+    "schedules": [SCHEDULE],
+    "global_concurrency_limit": None,
+    "concurrency_options": None,
+}
+DUE = {"auto_scheduled": True, "estimated_start_time_delta": 1.0, "parameters": {}, "created_by": None}
+ENDED = {"state_type": "FAILED", "state": None}
+WAITS = {"state_type": "SCHEDULED", "work_pool_name": "ptp", "work_queue_name": "q", "state": None}
+NULLS: dict[str, tuple[Callable[[str], object], Any]] = {
+    "schedules": (read_deployments, [DEPLOYMENT | {"schedules": None}]),
+    "a schedule": (read_deployments, [DEPLOYMENT | {"schedules": [None]}]),
+    "the times of a schedule": (lambda _: tell_edits({"schedules": [SCHEDULE | {"schedule": None}]}, DEPLOYMENT), {}),
+    "a limit": (read_deployments, [DEPLOYMENT | {"global_concurrency_limit": "x"}]),
+    "the parameters of a run": (list_no_due_runs, [DUE | {"parameters": None}]),
+    "how late a run is": (list_no_due_runs, [DUE | {"estimated_start_time_delta": None}]),
+    "who made a run": (find_maker, {"created_by": "x"}),
+    "the state of a run that waits": (lambda url: explain_wait(url, WAITS), {}),
+    "the state of a run that ended": (lambda url: list(follow(url, "r")), ENDED),
+}
+
+
+@pytest.mark.parametrize("kind", NULLS)
+def test_null_in_the_place_of_a_field_is_one_sentence(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.server.trigger._POLL_SECONDS", 0.01)
+    ask, answer = NULLS[kind]
+    with listening(Nested(answer)) as other, pytest.raises(SettingsError, match="does not answer as Prefect does"):
         ask(other.url)
 
 

@@ -79,13 +79,23 @@ def test_only_fresh_events_are_genuine(late: int, genuine: bool) -> None:
 
 def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", "too short")
-    with pytest.raises(SettingsError, match="at least 16 characters, found 9") as caught:
+    with pytest.raises(SettingsError, match="9 characters; expected at least 16") as caught:
         read_secret(webhook.SECRET)
     assert "too short" not in str(caught.value)
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", "x" * 16)
     assert read_secret(webhook.SECRET) == "x" * 16
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", SECRET)
     assert read_secret(webhook.SECRET) == SECRET
+
+
+@pytest.mark.parametrize("variable", [webhook.SECRET, webhook.TOKEN])
+def test_a_secret_that_is_not_set_is_told_so(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(SettingsError, match=f"^{variable}: not set; expected at least 16 characters"):
+        read_secret(variable)
+    monkeypatch.setenv(variable, "")
+    with pytest.raises(SettingsError, match=f"^{variable}: empty; expected at least 16 characters"):
+        read_secret(variable)
 
 
 @pytest.mark.parametrize("token", [False, True])
@@ -99,7 +109,7 @@ def test_a_webhook_without_servers_is_refused(monkeypatch: pytest.MonkeyPatch, s
         serve(settings, "127.0.0.1", port)
 
 
-@pytest.mark.parametrize(("token", "refused"), [(False, "PTP_WEBHOOK_SECRET: expected at least"), (True, "cannot lis")])
+@pytest.mark.parametrize(("token", "refused"), [(False, "PTP_WEBHOOK_SECRET: not set"), (True, "cannot lis")])
 def test_mlflow_needs_its_secret_unless_stores_alone_are_heard(
     monkeypatch: pytest.MonkeyPatch, token: bool, refused: str
 ) -> None:
@@ -334,6 +344,19 @@ def test_who_leaves_or_offers_another_protocol_fills_no_log(capfd: pytest.Captur
             client.sendall(offer)
             assert client.recv(12) == b"HTTP/1.1 200"
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("path", ["/mlflow/", "/data/", "/health/"])
+def test_no_sender_is_led_to_another_address(path: str) -> None:
+    """It would be one without TLS if something else ends TLS, and the token would go there."""
+    with TestClient(make_application([listen(SECRET, lambda: None) for listen in BOTH])) as client:
+        assert client.post(path, follow_redirects=False).status_code == 404
+
+
+def test_how_many_workers_another_web_server_has_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    with listening(SECRET) as (url, _):
+        assert httpx.get(f"{url}/health").status_code == 200
 
 
 def test_a_waker_that_ended_is_told_at_every_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from benchmarks.fixtures.postgres import Postgres
 from ptpipeline.errors import Overtaken, SettingsError
 from registry.ledger.database import Database, seconds_left
 from registry.registry import Registry
@@ -58,3 +60,14 @@ def test_a_ledger_that_this_user_may_not_use_is_refused_for_good(tmp_path: Path,
 
     in_child(use)
     folder.chmod(0o700)
+
+
+@pytest.mark.servers
+def test_the_options_of_an_address_count(postgres: Postgres) -> None:
+    """Its tables would lie in another schema than the one that it names."""
+    address = postgres.create_database("schemas")
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA own")
+        Database(f"{address}?options=-csearch_path%3Down").close()
+        [(schema,)] = connection.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'event'").fetchall()
+    assert schema == "own"

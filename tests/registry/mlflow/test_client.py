@@ -46,6 +46,7 @@ def hearing() -> Iterator[tuple[str, list[str]]]:
     [
         ({"MLFLOW_TRACKING_USERNAME": "ptp", "MLFLOW_TRACKING_PASSWORD": "ours"}, "", "ptp:ours"),
         ({}, "ann:hers@", "ann:hers"),
+        ({"MLFLOW_TRACKING_TOKEN": "ours"}, "", "Bearer"),
         ({"MLFLOW_TRACKING_USERNAME": "ptp"}, "", "stranger:theirs"),  # half a login is none
         ({}, "", "stranger:theirs"),  # who names no login may keep it in ~/.netrc
     ],
@@ -55,7 +56,7 @@ def test_the_logins_in_netrc_replace_none_that_was_given(
 ) -> None:
     (tmp_path / ".netrc").write_text("default login stranger password theirs\n")
     (tmp_path / ".netrc").chmod(0o600)
-    for name in ("NETRC", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+    for name in ("NETRC", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.setenv(name, "")  # so that what the code sets is gone afterwards
         monkeypatch.delenv(name)
     for name, value in variables.items() | {("HOME", str(tmp_path))}:
