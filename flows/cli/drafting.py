@@ -73,8 +73,8 @@ def draft_task(
     """
     from flows.on_demand.doubts import find_doubts
     from flows.on_demand.draft import find_facts, write
+    from flows.on_demand.inspection import inspect_task
     from flows.on_demand.several import add_splits, look_at, sort_files
-    from ptpipeline.task.advice import advise_task
 
     if ask and not sys.stdin.isatty() and None in given.values():
         raise DataError("standard input is no terminal, so nobody can be asked: add --yes, or give all options")
@@ -98,8 +98,9 @@ def draft_task(
     notes += [f"{left}: its name tells no split, and it is left out" for left in files.left]
     for doubt in [*notes, *find_doubts(sketch, choice, facts)]:
         say(f"note: {doubt}", sys.stderr)
-    for place, sentence in advise_task(task).items():
-        say(f"note: {'.'.join(place)}: {sentence}", sys.stderr)
+    found = inspect_task(settings.tasks, task)
+    for sentence in [*found.problems, *found.advice]:
+        say(f"note: {sentence}", sys.stderr)
     say(f"wrote {path}; next: `ptp ingest {choice.name}`, then `ptp run {choice.name}`")
 
 

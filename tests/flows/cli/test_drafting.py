@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 from ruamel.yaml import YAML
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from flows.cli.drafting import _choose_columns
 from flows.on_demand.draft import DEFAULT_BASE
@@ -425,3 +427,12 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
     before = sorted(folder.rglob("*"))
     assert sentence in error_of(init(folder, *arguments), 1)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_labels_that_the_base_cannot_tell_apart_are_told(folder: Path) -> None:
+    (folder / "base").mkdir()
+    (folder / "base" / "config.json").write_text("{}")
+    Tokenizer(WordLevel({"?": 0}, unk_token="?")).save(str(folder / "base" / "tokenizer.json"))
+    write(folder / "rows.csv", labelled())
+    said = init(folder, "rows.csv", "--yes").stderr
+    assert "tasks/rows.yaml:11: labels: task rows: labels.positive: its words have the same tokens as those of " in said
