@@ -104,7 +104,8 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
         return None
     return (
         f"there is one column ({tell_names(names)}); expected one of texts and one of labels: if the first line is a "
-        "title, delete it, and if another sign parts the columns, write them as csv"
+        "title, delete it, and if another sign parts the columns, give it with --delimiter (put one in the place of "
+        "several)"
     )
 
 

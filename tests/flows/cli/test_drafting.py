@@ -188,6 +188,21 @@ def test_the_dialect_of_a_table_is_found(
     assert (task.data.text, set(task.labels)) == (header, {"positive", "negative"})
 
 
+@pytest.mark.parametrize(("given", "sign"), [("~", "~"), ("\\u0001", "\x01"), ("\\t", "\t"), (",", ",")])
+def test_a_delimiter_that_is_given_is_taken_and_written(folder: Path, given: str, sign: str) -> None:
+    write(folder / "rows.csv", [{**row, "text": f"{row['text']}; so, we say"} for row in labelled()], sign)
+    done = init(folder, "rows.csv", "--delimiter", given, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert load_task(folder / "tasks" / "rows.yaml").data.source.delimiter == sign
+    assert ptp(environment_of(folder), "ingest", "rows").returncode == 0
+
+
+@pytest.mark.parametrize(("name", "given"), [("rows.csv", ";;"), ("rows.csv", '"'), ("rows.jsonl", ";")])
+def test_a_delimiter_that_separates_nothing_is_told(folder: Path, name: str, given: str) -> None:
+    write(folder / name, labelled())
+    assert f"{name}: --delimiter: " in error_of(init(folder, name, "--delimiter", given, "--yes"), 1)
+
+
 def test_a_tsv_that_quotes_what_people_said_stays_one(folder: Path) -> None:
     (folder / "rows.tsv").write_text("text\tlabel\n" + "".join(f'"{text}"\t{label}\n' for text, label in ROWS))
     assert init(folder, "rows.tsv", "--yes").returncode == 0
