@@ -22,6 +22,7 @@ from ptpipeline.data.table import (
     Wanted,
     check_wanted,
     collect,
+    expect_text,
     is_utf8,
     line_numbers,
     too_many,
@@ -140,9 +141,7 @@ def _write(name: str, number: int, one: Wanted, value: Any, kinds: dict[str, Non
     """Return a value that is no text as a person would write it."""
     kind = "integers" if isinstance(value, _Integer) else _KINDS.get(type(value), "numbers")
     if one.text or kind in ("lists", "objects"):
-        raise DataError(
-            f"{name}: line {number}: column {one.column!r}, which data.{one.field} names, holds {kind}; expected text"
-        )
+        raise DataError(f"{name}: line {number}: {expect_text(one, kind)}")
     kinds[kind] = None
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -17,6 +17,7 @@ MAX_KNOWN = 10_000  # short values of a column that are kept once
 MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a name or label that a message shows, in characters and in words
 MAX_NAMES = 20  # of a list in a message
 SHOWN = 3  # places in a message
+NESTED = ("lists", "objects", "nested values")
 
 
 class NoRows(DataError):
@@ -139,6 +140,14 @@ def is_utf8(text: str) -> bool:
 def too_many(name: str) -> DataError:
     """Return the error of a file of too many rows."""
     return DataError(f"{name}: more than {MAX_ROWS} rows; give a part of it")
+
+
+def expect_text(one: Wanted, found: str) -> str:
+    """Return what a wanted column holds that is no text, and what to do about it."""
+    option = "--text" if one.text else "--label"
+    inner = f"make a column of what stands within (`ptp init FILE {option} COLUMN` tells how)"
+    fix = inner if found in NESTED else "write these values as text in the file"
+    return f"column {one.column!r}, which data.{one.field} names, holds {found}; expected text: {fix}"
 
 
 # ---------------------------------------------------------------- names
