@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
-from ptpipeline.data.json_lines import SQUAD
+from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split, straighten
+from ptpipeline.data.json_shapes import SQUAD
 from ptpipeline.data.table import is_utf8, tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.task.source import Source
@@ -81,7 +81,7 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
 
     names: the columns that can be taken. header: all names of the first line.
     """
-    if any("|" in line for line in lines[:3]) and any(map(is_drawn, lines[:2])):
+    if any("|" in straighten(line) for line in lines[:3]) and any(map(is_drawn, lines[:2])):
         return BARS
     if lines and all(line.startswith(_FASTTEXT) for line in lines):
         several = any(line.count(_FASTTEXT) > 1 for line in lines)

@@ -19,7 +19,10 @@ _JSON = re.compile(r"""\s*(?:\{\s*["'}]|\[\s*[\[{"'\]]|[\[{]\s*$)""")
 _GAP = re.compile(r"\S {2,}(?=\S)")  # between names at fixed places
 BARS = (
     "the file is a table drawn with bars and dashes, as in Markdown; take these out by: "
-    "sed -E '/^[-|+: ]+$/d; /^\\([0-9]+ rows?\\)$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
+    "sed -E 's/(│|┃|┆|║)/|/g; /\\|/!d; /^[-|+: ]+$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
+)
+_BOX = str.maketrans(
+    "│┃┆║─━═┄" + (corners := "┌┬┐├┼┤└┴┘┏┳┓┡╇┩┗┻┛┣╋┫╞╪╡╔╦╗╠╬╣╚╩╝╭╮╰╯╟╫╢╤╧"), "||||----" + "+" * len(corners)
 )
 FIXED = (
     "the columns stand at fixed places, with blanks between them; write them as csv by: "
@@ -29,9 +32,14 @@ FIXED = (
 _NO_DELIMITERS = "\"'\r\n\\"
 
 
+def straighten(line: str) -> str:
+    """Return the line with the bars and dashes of a terminal's boxes as those of a keyboard."""
+    return line.translate(_BOX)
+
+
 def is_drawn(line: str) -> bool:
     """Whether a line is one of dashes, as stands around or below the names of the columns of a drawn table."""
-    plain = line[:MAX_LOOKED].strip()
+    plain = straighten(line[:MAX_LOOKED]).strip()
     return _DASHES.fullmatch(plain) is not None and bool(set(plain) & {"|", "+"})
 
 

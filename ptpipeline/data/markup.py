@@ -1,4 +1,4 @@
-"""Rows in XML, YAML and SQL, which are not read: how such a file is known, and what writes it as another."""
+"""Rows in XML, YAML, SQL and ARFF, which are not read: how such a file is known, and what writes it as another."""
 
 import re
 from typing import NamedTuple
@@ -52,10 +52,21 @@ SQL = Kind(
     "in SQLite by: sqlite3 NEW.db < FILE && "
     "sqlite3 -header -csv NEW.db 'SELECT * FROM TABLE' > NEW.csv",
 )
+_RELATION = re.compile(r"(?:\s*(?:%.*)?\n)*+\s*@relation\s", re.IGNORECASE)  # below comments
+ARFF = Kind(
+    "ARFF, as Weka writes it",
+    "write its rows as csv by: python -c 'import csv, re, sys; "
+    'head, body = re.split("(?im)^@data.*", open(sys.argv[1], encoding="utf8").read(), maxsplit=1); '
+    'lines = [line for line in body.splitlines() if line.strip() and line[0] != "%"]; '
+    'quote = chr(39 if re.search(r"(?m)(^|,)\\s*\\x27", body) else 34); '
+    'rows = csv.reader(lines, quotechar=quote, escapechar="\\\\", skipinitialspace=True); '
+    'names = re.findall(r"(?im)^@attribute\\s+(\\x27.*?\\x27|\\x22.*?\\x22|\\S+)\\s", head); '
+    'csv.writer(sys.stdout).writerows([[name.strip("\\x22\\x27") for name in names], *rows])\' FILE > NEW.csv',
+)
 
 
 def find_markup(begin: str, end: str) -> Kind | None:
-    """Return XML, YAML or SQL if a file begins and ends so; None if it may be a table of text.
+    """Return XML, YAML, SQL or ARFF if a file begins and ends so; None if it may be a table of text.
 
     A first cell may hold elements; so without XML's own first line the last line has to close the first element.
     """
@@ -66,4 +77,6 @@ def find_markup(begin: str, end: str) -> Kind | None:
         return XML
     if _DUMP.match(begin) is not None:
         return SQL
+    if _RELATION.match(begin) is not None:
+        return ARFF
     return YAML if _LIST.match(begin) else None

@@ -370,6 +370,21 @@ def follow(folder: Path, body: str) -> list[tuple[str | None, str | None]]:
     return pairs(load(folder, (folder / "NEW.jsonl").read_bytes(), "jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("callback(", ");"), ("window.YTD.tweets.part0 = ", "\n"), ("var rows=", ";\n"), (")]}'\n", ""), ("for(;;);", "")],
+)
+def test_json_within_a_script_is_told_with_a_command_that_takes_it_out(tmp_path: Path, begin: str, end: str) -> None:
+    rows = [{"text": "a", "label": "bad"}, {"text": "it's", "label": "good"}]
+    body = f"{begin}{json.dumps(rows, indent=1)}{end}"
+    assert "the file is a script that holds JSON" in told(tmp_path, body)
+    assert follow(tmp_path, body) == [("a", "bad"), ("it's", "good")]
+
+
+def test_text_in_front_of_what_is_no_json_is_no_script(tmp_path: Path) -> None:
+    assert "set data.source.format: csv" in told(tmp_path, "text, label\n[a], b\n")
+
+
 def test_objects_behind_each_other_in_a_line_are_told_with_a_command_that_works(tmp_path: Path) -> None:
     said = told(tmp_path, GOOD * 3)
     assert "line 1, column 30: Extra data; the line holds more than one object; write each object in one line" in said

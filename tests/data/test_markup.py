@@ -102,3 +102,19 @@ def test_texts_of_sql_are_read(tmp_path: Path, text: str) -> None:
 def test_a_beginning_that_repeats_is_looked_at_in_no_time(begin: str) -> None:
     """Each of these could be parted in 2^1000 ways, which would take for ever."""
     assert find_markup(begin * 1000 + "x", "x") is None
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_arff_is_told_with_a_command_that_writes_its_rows(tmp_path: Path, quote: str) -> None:
+    names = f"@attribute text string\n@ATTRIBUTE {quote}label{quote} {{bad, good}}\n"
+    rows = f"{quote}a \\{quote}b\\{quote}, c{quote}, bad\n% no row\n{quote}d{quote},good\n"
+    body = f"% of Weka\n\n@RELATION mood\n{names}\n@DATA\n{rows}"
+    (tmp_path / "FILE").write_text(body)
+    with pytest.raises(DataError, match="the file is ARFF, as Weka writes it; write its rows as csv by:") as raised:
+        load(tmp_path, body)
+    command = str(raised.value).partition(" by: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert pairs(load(tmp_path, (tmp_path / "NEW.csv").read_bytes())) == [
+        (f"a {quote}b{quote}, c", "bad"),
+        ("d", "good"),
+    ]

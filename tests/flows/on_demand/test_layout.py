@@ -30,6 +30,10 @@ def read(path: Path) -> list[tuple[str | None, str | None]]:
         (draw("| text | label |\n|:-----|------:|\n", "| {} | {} |"), "drawn with bars"),
         (draw(" text | label\n------+-------\n", " {} | {}", "(20 rows)\n\n"), "drawn with bars"),
         (draw("+---+---+\n| text | label |\n+---+---+\n", "| {} | {} |", "+---+---+\n"), "drawn with bars"),
+        (draw("┏━━━┳━━━┓\n┃ text ┃ label ┃\n┡━━━╇━━━┩\n", "│ {} │ {} │", "└───┴───┘\n"), "drawn with bars"),
+        (draw("shape: (20, 2)\n┌──┬──┐\n│ text ┆ label │\n╞══╪══╡\n", "│ {} ┆ {} │", "└──┴──┘\n"), "drawn with bars"),
+        (draw(" text │ label \n──────┼───────\n", " {} │ {}", "(20 rows)\n"), "drawn with bars"),
+        (draw("+---+---+\n| text | label |\n+---+---+\n", "| {} | {} |", "+---+---+\n20 rows in set\n"), "drawn with"),
         (draw(f"{'text':<60}  label\n", "{:<60}  {}"), "fixed places"),
     ],
 )
