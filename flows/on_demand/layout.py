@@ -24,9 +24,10 @@ _TO_TSV = (
 # What `cat -n`, `grep -n` and `grep -nH` write before each line: its number, and what takes that out.
 _NUMBERED = (
     (re.compile(r" ++(\d{1,9}+)\t"), r"^ +[0-9]+\t"),
-    (re.compile(r"(\d{1,9}+):"), "^[0-9]+:"),
-    (re.compile(r"[^:\"]++:(\d{1,9}+):"), "^[^:]+:[0-9]+:"),
+    (re.compile(r"(\d{1,9}+):(?!:)(?!\d\d[:\]])"), "^[0-9]+:"),  # no time, and no number before `::`
+    (re.compile(r"[^:\"]++:(\d{1,9}+):(?!\d\d[\s\],.Z])"), "^[^:]+:[0-9]+:"),
 )
+_SEVERAL = re.compile(r"(::+|\|\|+|@@+|##+|~~+|;;+|%%+)")  # signs that part columns together
 _MAX_BELOW, _FEWEST = 3, 10  # lines of names below the first, and rows that tell them from rows
 _UNFOLD = (
     "python -c 'import json, sys; "
@@ -102,11 +103,23 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
         )
     if len(header) > 1:
         return None
+    if signs := _find_several(lines):
+        return (
+            f"there is one column ({tell_names(names)}); if {signs!r} parts the columns, put a tab in its place by: "
+            f"sed 's/{signs}/\\t/g' FILE > NEW.tsv"
+        )
     return (
         f"there is one column ({tell_names(names)}); expected one of texts and one of labels: if the first line is a "
         "title, delete it, and if another sign parts the columns, give it with --delimiter (put one in the place of "
         "several)"
     )
+
+
+def _find_several(lines: Sequence[str]) -> str | None:
+    """Return the signs that stand equally often in the first lines, and part columns there."""
+    found = dict.fromkeys(_SEVERAL.findall(lines[0]))
+    counts = {signs: {line.count(signs) for line in lines[:_COMPARED]} for signs in found}
+    return next((signs for signs, numbers in counts.items() if len(numbers) == 1), None)
 
 
 def _rise(number: re.Pattern[str], lines: Sequence[str]) -> bool:

@@ -9,7 +9,6 @@ from ptpipeline.data.table import Wanted, fold_name, is_utf8
 
 USUAL = (",", ";", "\t", "|")
 MAX_LOOKED = 10_000  # characters of a line
-PAGE = "the file is a page of HTML: download the rows themselves"
 BACKSLASH = 'a quote is escaped by a backslash; write a quote within a quoted field as "", not as \\"'
 BEHIND = 'text stands behind the quote that closes a field; write a quote within a quoted field as ""'
 SINGLE = "fields stand in single quotes; write them in double quotes"
@@ -48,16 +47,8 @@ def has_gaps(line: str) -> bool:
     return _GAP.search(line) is not None and "===" not in line
 
 
-def is_page(text: str) -> bool:
-    """Whether a file that begins so is no table, but what a server showed instead of one."""
-    # XML that is no page is told before
-    return text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<table"))
-
-
 def advise_format(line: str) -> str | None:
     """Return what to do about a file whose first line is none of a table; None if it may be one."""
-    if is_page(line):
-        return PAGE
     return "if the file holds JSON, set data.source.format: jsonl" if _JSON.match(line) else None
 
 

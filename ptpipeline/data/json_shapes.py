@@ -6,7 +6,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from ptpipeline.data.dialect import PAGE, is_page
 from ptpipeline.data.table import is_utf8
 from ptpipeline.foreign import shorten
 
@@ -49,6 +48,9 @@ _NAMED = (
 _PLAIN = (
     "; write each text as an object by: python -c 'import json, sys; "
     '[print(json.dumps({"text": row})) for row in ROWS]\' FILE > NEW.jsonl'
+)
+_ENCODED = (
+    "; take them out of their quotes by: python -c 'import json, sys; [print(row) for row in ROWS]' FILE > NEW.jsonl"
 )
 _LISTS = (
     "write one object a line by: python -c 'import json, sys; [print(json.dumps(row)) for line in "
@@ -137,6 +139,8 @@ def describe_list(row: Any, array: bool) -> str:
     rows = _LOADED if array else 'map(json.loads, filter(str.strip, open(sys.argv[1], encoding="utf8")))'
     begin = "the file is one JSON array of {}" if array else "the lines are JSON {}, and no objects"
     first = next(iter(row), None) if array else row
+    if type(first) is str and _is_object(first):
+        return begin.format("texts that hold objects") + _ENCODED.replace("ROWS", rows)
     if type(first) is str:
         return begin.format("texts") + _PLAIN.replace("ROWS", rows)
     if isinstance(first, list) and (array or not any(isinstance(value, dict | list) for value in first)):
@@ -175,8 +179,6 @@ def explain(path: Path, number: int, line: str, error: Exception) -> str:
         reason = f"line {number} {_PYTHON}"
     elif line.strip() == "{":
         reason = f"line {number} ends within an object; {_SPREAD}"
-    elif number == 1 and is_page(line):
-        reason = PAGE
     elif begin[0] != "{" and _is_object(line[line.find("{") :]):
         reason = f"line {number} {_BEGUN}"
     elif number == 1 and line.lstrip()[0] not in "{[" and _is_script(path):

@@ -482,3 +482,10 @@ def test_objects_over_several_lines_are_told_with_a_command_that_works(tmp_path:
     subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
     found = pairs(load(tmp_path, (tmp_path / "NEW.jsonl").read_bytes(), "jsonl"))
     assert found == [(row["text"], row["label"]) for row in RECORDS]
+
+
+def test_objects_within_texts_are_told_with_a_command_that_takes_them_out(tmp_path: Path) -> None:
+    """As a queue writes them that encodes what is JSON already."""
+    body = "".join(f"{json.dumps(json.dumps({'text': text, 'label': 'bad'}))}\n" for text in ("a é", "it's"))
+    assert "the lines are JSON texts that hold objects, and no objects; take" in told(tmp_path, body)
+    assert follow(tmp_path, body) == [("a é", "bad"), ("it's", "bad")]

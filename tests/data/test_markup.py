@@ -118,3 +118,18 @@ def test_arff_is_told_with_a_command_that_writes_its_rows(tmp_path: Path, quote:
         (f"a {quote}b{quote}, c", "bad"),
         ("d", "good"),
     ]
+
+
+@pytest.mark.parametrize(
+    "begin", ["<table>", "<!DOCTYPE html>\n<html><body><table><tr><td>x</td></tr></table>\n<table border=1>"]
+)
+def test_a_table_of_html_is_told_with_a_command_that_writes_it(tmp_path: Path, begin: str) -> None:
+    """As programs write it that export to Excel; the largest one counts."""
+    cells = "".join(f"<tr><td>{escape(text)}</td><td>{label}</td></tr>\n" for text, label in [*ROWS, ("NA", "n/a")])
+    (tmp_path / "FILE").write_text(f"{begin}<tr><th>text</th><th>label</th></tr>{cells}</table>", encoding="utf-8")
+    (tmp_path / "rows.xls").write_bytes((tmp_path / "FILE").read_bytes())
+    with pytest.raises(DataError, match="the file is a page of HTML; download the rows themselves, or write") as raised:
+        tell_format(tmp_path / "rows.xls")
+    command = str(raised.value).partition(" by: ")[2].partition(", which needs lxml")[0]
+    subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=tmp_path, check=True)
+    assert pairs(load(tmp_path, (tmp_path / "NEW.csv").read_bytes())) == [*ROWS, ("NA", "n/a")]

@@ -390,7 +390,7 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("nothing.jsonl", "--yes"), "no row has a value; expected at least one column of texts and one of labels"),
         (("pandas.jsonl", "--yes"), "the file is one JSON object, and not one for each row"),
         (("array.jsonl", "--yes"), "the file is one JSON array; write one object a line"),
-        (("page.csv", "--yes"), "the file is a page of HTML: download"),
+        (("page.csv", "--yes"), "the file is a page of HTML; download"),
         (("book.xlsx", "--yes"), "book.xlsx: the file is an Excel workbook; save the sheet as CSV UTF-8"),
         (("numbers.jsonl", "--yes"), "the column 'text' holds integers; a text has to be text: write these values as"),
         (("chat.jsonl", "--yes"), "no column of plain values (messages: lists or objects); expected at least one of"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.on_demand.layout import advise_layout
 from flows.on_demand.sketch import look
 from ptpipeline.errors import DataError
 from tests.tiny import sentences
@@ -107,6 +108,26 @@ def test_json_under_the_name_of_a_table_is_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('[{"text": "a", "label": "b"}]')
     with pytest.raises(DataError, match=r"if the file holds JSON, set data\.source\.format: jsonl"):
         look(tmp_path / "rows.csv", None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "begin", ["[01/05/24, 10:{:02}:00] Ann: ", "{:02}:30:00 ann: ", "10:{:02}:59.5 ", "a,b: 2024-05-01T10:{:02}:00Z "]
+)
+def test_times_are_no_numbers_of_lines(begin: str) -> None:
+    """As chats and logs begin."""
+    lines = [f"{begin.format(hour)}{text},{label}\n" for hour, (text, label) in enumerate(ROWS)]
+    assert advise_layout(lines, ["a", "b"], ["a", "b"]) is None
+
+
+@pytest.mark.parametrize("signs", ["::", "@@@"])
+def test_several_signs_that_part_columns_together_are_told_with_what_makes_them_one(tmp_path: Path, signs: str) -> None:
+    """As MovieLens writes its tables."""
+    (tmp_path / "FILE").write_text(draw(f"n{signs}text{signs}label\n", f"1{signs}{{}}{signs}{{}}"))
+    with pytest.raises(DataError, match=f"if '{signs}' parts the columns, put a tab in its place by: ") as raised:
+        read(tmp_path / "FILE")
+    subprocess.run(["bash", "-c", str(raised.value).rpartition(" by: ")[2]], cwd=tmp_path, check=True)
+    table = look(tmp_path / "NEW.tsv", None, tmp_path).table
+    assert [table.columns["text"].cells[0], table.columns["label"].cells[0]] == list(ROWS[0])
 
 
 @pytest.mark.parametrize("number", ["{:6}\t", "{}:", "my-rows.csv:{}:"])
