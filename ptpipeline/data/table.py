@@ -17,6 +17,7 @@ MAX_KNOWN = 10_000  # short values of a column that are kept once
 MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a name or label that a message shows, in characters and in words
 MAX_NAMES = 20  # of a list in a message
 SHOWN = 3  # places in a message
+_QUOTES = "\"'`“”„‘’‚«»"  # that people and editors put around a name
 NESTED = ("lists", "objects", "nested values")
 
 
@@ -177,7 +178,7 @@ def missing_column(name: str, names: Sequence[str], one: Wanted, fix: str) -> Da
 
 def fold_name(name: str) -> str:
     """Return the name as one reads it: without quotes, case, blanks, and what nobody sees."""
-    return normalise(normalise(name).strip("\"'`"))
+    return normalise(normalise(name).strip(_QUOTES))
 
 
 def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[str, int]:
