@@ -27,6 +27,10 @@ _NUMBERED = (
     (re.compile(r"(\d{1,9}+):(?!:)(?!\d\d[:\]])"), "^[0-9]+:"),  # no time, and no number before `::`
     (re.compile(r"[^:\"]++:(\d{1,9}+):(?!\d\d[\s\],.Z])"), "^[^:]+:[0-9]+:"),
 )
+_UNQUOTE = (
+    "take it out of them by: python -c 'import csv, sys; [print(row[0]) for row in csv.reader(open(sys.argv[1], "
+    'encoding="utf-8-sig", newline="")) if row]\' FILE > NEW.csv'
+)
 _SEVERAL = re.compile(r"(::+|\|\|+|@@+|##+|~~+|;;+|%%+)")  # signs that part columns together
 _MAX_BELOW, _FEWEST = 3, 10  # lines of names below the first, and rows that tell them from rows
 _UNFOLD = (
@@ -103,6 +107,8 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
         )
     if len(header) > 1:
         return None
+    if lines[0].startswith('"') and any(len(split(header[0], sign)) > 1 for sign in USUAL):
+        return f"each line stands in quotes as a whole: {_UNQUOTE}"
     if signs := _find_several(lines):
         return (
             f"there is one column ({tell_names(names)}); if {signs!r} parts the columns, put a tab in its place by: "

@@ -30,6 +30,11 @@ _KEYED = (
     '[print(json.dumps({"id": key, **row})) for key, row in json.load(open(sys.argv[1], encoding="utf8")).items()]\' '
     "FILE > NEW.jsonl"
 )
+_GROUPED = (
+    ", for example, if its names are the labels of the texts in their lists, by: python -c 'import json, sys; "
+    '[print(json.dumps({"text": text, "label": label})) for label, texts in '
+    'json.load(open(sys.argv[1], encoding="utf8")).items() for text in texts]\' FILE > NEW.jsonl'
+)
 _COLUMNS = (
     ", for example by: python -c 'import json, pandas, sys; "
     'pandas.DataFrame(json.load(open(sys.argv[1], encoding="utf8")), dtype=object)'
@@ -85,6 +90,8 @@ def advise_object(row: dict[str, Any]) -> str:
     plain = any(not _holds(value, list) for value in columns)
     if plain and len(columns) == len(row) and len({len(value) for value in columns}) == 1:
         return _COLUMNS
+    if len(row) > 1 and all(_holds(value, str) for value in row.values()):
+        return _GROUPED
     lists = _find_lists(row)
     if ("data",) in lists and isinstance(row["data"][0], dict) and "paragraphs" in row["data"][0]:
         articles = f'{_LOADED}["data"]'

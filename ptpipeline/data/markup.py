@@ -32,9 +32,10 @@ XML = Kind(
     '[print(json.dumps(unfold(row, ""))) for row in tree.iter(tag)]\' FILE > NEW.jsonl; if it is a page or the answer '
     "of a server, download the rows themselves",
 )
-HTML = Kind(
-    "a page of HTML",
-    "download the rows themselves, or write the largest table in it as csv by: python -c 'import pandas, sys; "
+HTML = Kind("a page of HTML", "download the rows themselves")
+TABLES = Kind(
+    HTML.name,
+    f"{HTML.fix}, or write the largest table in it as csv by: python -c 'import pandas, sys; "
     'max(pandas.read_html(sys.argv[1], encoding="utf8", keep_default_na=False), key=len)'
     ".to_csv(sys.argv[2], index=False)' FILE NEW.csv, which needs lxml (pip install lxml)",
 )
@@ -77,7 +78,7 @@ def find_markup(begin: str, end: str) -> Kind | None:
     A first cell may hold elements; so without XML's own first line the last line has to close the first element.
     """
     if _PAGE.match(begin):
-        return HTML
+        return TABLES if "</table>" in f"{begin}{end}".lower() else HTML
     if begin.lstrip().startswith("<?xml"):
         return XML
     element = _ELEMENTS.match(begin)

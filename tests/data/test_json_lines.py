@@ -489,3 +489,9 @@ def test_objects_within_texts_are_told_with_a_command_that_takes_them_out(tmp_pa
     body = "".join(f"{json.dumps(json.dumps({'text': text, 'label': 'bad'}))}\n" for text in ("a é", "it's"))
     assert "the lines are JSON texts that hold objects, and no objects; take" in told(tmp_path, body)
     assert follow(tmp_path, body) == [("a é", "bad"), ("it's", "bad")]
+
+
+def test_texts_in_lists_by_their_labels_are_told_with_a_command_that_makes_rows(tmp_path: Path) -> None:
+    body = json.dumps({"bad": ["a", "it's"], "good": ["b"]})
+    assert "if its names are the labels of the texts" in told(tmp_path, body)
+    assert follow(tmp_path, body) == [("a", "bad"), ("it's", "bad"), ("b", "good")]

@@ -133,3 +133,8 @@ def test_a_table_of_html_is_told_with_a_command_that_writes_it(tmp_path: Path, b
     command = str(raised.value).partition(" by: ")[2].partition(", which needs lxml")[0]
     subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=tmp_path, check=True)
     assert pairs(load(tmp_path, (tmp_path / "NEW.csv").read_bytes())) == [*ROWS, ("NA", "n/a")]
+
+
+def test_a_page_without_a_table_is_to_be_downloaded_again(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the file is a page of HTML; download the rows themselves$"):
+        load(tmp_path, "<!DOCTYPE html><html><body>Sign in</body></html>")

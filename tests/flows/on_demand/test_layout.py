@@ -172,3 +172,15 @@ def test_several_labels_of_fasttext_in_a_line_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("__label__a __label__b text\n__label__a text\n")
     with pytest.raises(DataError, match="of several labels in a line, the first becomes the label"):
         look(tmp_path / "rows.csv", None, tmp_path)
+
+
+@pytest.mark.parametrize("sign", [",", ";"])
+def test_lines_that_stand_in_quotes_as_a_whole_are_told(tmp_path: Path, sign: str) -> None:
+    """As a sheet writes them whose rows stand in its first column."""
+    lines = [f"text{sign}label", *(f"{text}{sign}{label}" for text, label in ROWS)]
+    (tmp_path / "FILE").write_text("".join(f'"{line}"\n' for line in lines))
+    with pytest.raises(DataError, match="each line stands in quotes as a whole: take it out of them by: ") as raised:
+        look(tmp_path / "FILE", "csv", tmp_path)
+    command = str(raised.value).rpartition(" by: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert read(tmp_path / "NEW.csv") == ROWS
