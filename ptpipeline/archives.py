@@ -71,10 +71,15 @@ def unfold(file: Path, name: str, folder: Path) -> Iterator[Path]:
     it is damaged, or unfolds into more than its size allows.
     """
     with file.open("rb") as packed:
-        opener = _COMPRESSED.get(packed.read(4)[:2])
+        begin = packed.read(5)
+        opener = _COMPRESSED.get(begin[:2])
         if opener is None:
             yield file
             return
+        if begin.startswith(b"\x28\xb5\x2f\xfd") and begin[4] & 3:  # a dictionary's number follows
+            raise DataError(
+                f"{name}: is compressed by zstd with a dictionary; decompress it by: zstd -d -D DICTIONARY < FILE > NEW"
+            )
         packed.seek(0)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=".unfold-", dir=folder) as plain:

@@ -165,5 +165,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        return f"{shorten(place)[1:-1]}: {first['msg']}" if place else first["msg"]
+        said = first["msg"].removeprefix("Value error, ")
+        return f"{shorten(place)[1:-1]}: {said}" if place else said
     return str(error) if isinstance(error, _Refused) else f"cannot be read ({type(error).__name__})"

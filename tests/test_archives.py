@@ -380,3 +380,10 @@ def test_a_plain_file_is_given_itself(tmp_path: Path) -> None:
         path.write_bytes(body)
         with unfold(path, "rows.csv", tmp_path / "home") as plain:
             assert plain == path
+
+
+def test_a_file_that_needs_a_dictionary_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv.zst").write_bytes(b"\x28\xb5\x2f\xfd\x23\x01\x02\x03\x04" + bytes(20))
+    told = "rows.csv: is compressed by zstd with a dictionary; decompress it by: zstd -d -D DICTIONARY < FILE > NEW"
+    with pytest.raises(DataError, match=told), unfold(tmp_path / "rows.csv.zst", "rows.csv", tmp_path):
+        pass

@@ -224,6 +224,7 @@ ALLOWED = {
     "ptpipeline/foreign.py": "the one place",
     "ptpipeline/data/hub.py": "bounds the cards of a data set, then parses them within `parsing`",
     "ptpipeline/data/json_lines.py": "says which line of a user's file is broken",
+    "ptpipeline/data/json_shapes.py": "says what the same file is instead, as far as its first 64 MiB tell",
     "ptpipeline/data/parquet.py": "bounds a Parquet file, then parses within `parsing`",
     "ptpipeline/task/document.py": "bounds a YAML file, then parses it",
     "ptpipeline/prompts/tensors.py": "loads what `check_tensors` accepted, within `parsing`",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.app import app
-from flows.cli.options import naming_options
+from flows.cli.options import naming_options, read_delimiter
 from flows.cli.terminal import escape, say
 from ptpipeline.errors import DataError
 
@@ -43,6 +43,10 @@ def init(
         Literal["csv", "tsv", "jsonl", "parquet"] | None,
         typer.Option("--format", help="By default the ending of the file's name."),
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(metavar="CHARACTER", help="Between the fields of a csv file; by default what parts its lines."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed.")] = False,
 ) -> None:
     """Write a task file for a file of rows.
@@ -55,13 +59,14 @@ def init(
     if label is not None and target is not None:
         raise DataError("--label and --target are both given; give --target if the answers are texts, else --label")
     given = {"name": name, "base": base, "text": text, "label": label if target is None else target}
-    draft_task(load_settings(), file, form, given, not yes, free=target is not None)
+    draft_task(load_settings(), file, form, read_delimiter(delimiter), given, not yes, free=target is not None)
 
 
 def draft_task(
     settings: "Settings",
     given_files: list[Path],
     form: str | None,
+    delimiter: str | None,
     given: Mapping[str, str | None],
     ask: bool,
     free: bool = False,
@@ -73,14 +78,14 @@ def draft_task(
     """
     from flows.on_demand.doubts import find_doubts
     from flows.on_demand.draft import find_facts, write
+    from flows.on_demand.inspection import inspect_task
     from flows.on_demand.several import add_splits, look_at, sort_files
-    from ptpipeline.task.advice import advise_task
 
     if ask and not sys.stdin.isatty() and None in given.values():
         raise DataError("standard input is no terminal, so nobody can be asked: add --yes, or give all options")
-    with naming_options(delimiter=False):
+    with naming_options(named=False):
         files = sort_files(given_files)
-        sketches = look_at(files.splits, form, settings.home)
+        sketches = look_at(files.splits, form, settings.home, delimiter)
     for one in sketches.values():
         say(f"{one.name}: {one.rows} rows")
     _show_columns(sketches["train"])
@@ -98,8 +103,9 @@ def draft_task(
     notes += [f"{left}: its name tells no split, and it is left out" for left in files.left]
     for doubt in [*notes, *find_doubts(sketch, choice, facts)]:
         say(f"note: {doubt}", sys.stderr)
-    for place, sentence in advise_task(task).items():
-        say(f"note: {'.'.join(place)}: {sentence}", sys.stderr)
+    found = inspect_task(settings.tasks, task)
+    for sentence in [*found.problems, *found.advice]:
+        say(f"note: {sentence}", sys.stderr)
     say(f"wrote {path}; next: `ptp ingest {choice.name}`, then `ptp run {choice.name}`")
 
 

@@ -15,23 +15,20 @@ _ADVICE = (
     (r", or write in the task labels: \{.*\}(?=, or set data\.checks)", ""),  # no version answers more labels
     (r"which data\.fields\.\w+ names", "which is a field of the template"),
 )
-_GUESSED = (  # by a verb that finds it by itself
-    (r"give --format (\w+) --delimiter \".*?\"", r"give --format \1"),
-    (r", which data\.text names", ""),
-)
+_UNNAMED = ((r", which data\.text names", ""),)
 
 
 @contextmanager
-def naming_options(delimiter: bool = True) -> Iterator[None]:
+def naming_options(named: bool = True) -> Iterator[None]:
     """Raise a DataError about a file of rows with the options of the verb in the place of fields of a task file.
 
-    delimiter: whether the verb has an option for it.
+    named: whether a task file names the columns.
     """
     try:
         yield
     except DataError as error:
         said = str(error)
-        for pattern, option in (*_ADVICE, *(() if delimiter else _GUESSED)):
+        for pattern, option in (*_ADVICE, *(() if named else _UNNAMED)):
             said = re.sub(pattern, option, said)
         raise type(error)(said) from None
 

@@ -19,7 +19,7 @@ from ptpipeline.records.prompts import MAX_NEW_TOKENS
 from ptpipeline.settings import Settings, resolve_path
 from ptpipeline.task.document import parse_yaml
 from ptpipeline.task.folder import BASES_FILE, find_base_model, load_task
-from ptpipeline.task.labels import MAX_LABELS
+from ptpipeline.task.labels import MAX_LABELS, draft_words
 from ptpipeline.task.source import Source
 from ptpipeline.task.task import Task
 
@@ -286,9 +286,12 @@ def _write_template(choice: Choice) -> str:
 
 def _render_labels(facts: Facts) -> list[str]:
     frequent = max(facts.labels.values()) / sum(facts.labels.values())
+    words = draft_words(sorted(facts.labels))
+    own = all(words[label] == f" {label.strip()}" for label in words)
+    end = "" if own else "; each ends with a sign, because the name of one begins another's"
     return [
-        "labels:  # each is answered by its own name behind a space; write other words behind the colon",
-        *(f"  {_quote(label)}:" for label in sorted(facts.labels)),
+        f"labels:  # and the words that the model answers with{end}",
+        *(f"  {_quote(label)}: {_quote(words[label])}" for label in words),
         "tune: {num_virtual_tokens: 16, steps: 300, batch_size: 16}",
         f"gate: {{metric: {'macro_f1' if frequent > _IMBALANCED else 'accuracy'}, minimum: 0}}",
     ]

@@ -1,6 +1,7 @@
 """What is wrong with a folder of task files, as far as it can be told without data (`ptp tasks`)."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,17 +34,21 @@ def inspect_folder(folder: Path) -> Inspection:
     Raises NotFound if there is no such folder.
     """
     tasks, broken = sound_tasks(folder)
-    inspection = Inspection(tasks, list(broken.values()), [])
-    for task in tasks:
-        path = folder / f"{task.name}.yaml"
-        document = parse_yaml(path)
-        problems = [*_check_base(folder, task), *_check_sources(folder, task)]
-        advice = [_Finding(place, sentence) for place, sentence in advise_task(task).items()]
-        for findings, sentences in ((problems, inspection.problems), (advice, inspection.advice)):
-            sentences += [
-                f"{path}:{line_of(document, place)}: {'.'.join(place)}: {sentence}" for place, sentence in findings
-            ]
-    return inspection
+    found = [inspect_task(folder, task) for task in tasks]
+    problems = [*broken.values(), *(problem for one in found for problem in one.problems)]
+    return Inspection(tasks, problems, [advice for one in found for advice in one.advice])
+
+
+def inspect_task(folder: Path, task: Task) -> Inspection:
+    """Check the same of one task of the folder, whose file is valid."""
+    path = folder / f"{task.name}.yaml"
+    document = parse_yaml(path)
+
+    def tell(findings: Iterable[_Finding]) -> list[str]:
+        return [f"{path}:{line_of(document, place)}: {'.'.join(place)}: {sentence}" for place, sentence in findings]
+
+    problems = [*_check_base(folder, task), *_check_sources(folder, task)]
+    return Inspection([task], tell(problems), tell(_Finding(*one) for one in advise_task(task).items()))
 
 
 def _check_base(folder: Path, task: Task) -> list[_Finding]:

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split
-from ptpipeline.data.json_lines import SQUAD
+from ptpipeline.data.dialect import BARS, FIXED, USUAL, has_gaps, is_drawn, split, straighten
+from ptpipeline.data.json_shapes import SQUAD
 from ptpipeline.data.table import is_utf8, tell_names
 from ptpipeline.data.validation import MISSING
 from ptpipeline.task.source import Source
@@ -24,9 +24,14 @@ _TO_TSV = (
 # What `cat -n`, `grep -n` and `grep -nH` write before each line: its number, and what takes that out.
 _NUMBERED = (
     (re.compile(r" ++(\d{1,9}+)\t"), r"^ +[0-9]+\t"),
-    (re.compile(r"(\d{1,9}+):"), "^[0-9]+:"),
-    (re.compile(r"[^:\"]++:(\d{1,9}+):"), "^[^:]+:[0-9]+:"),
+    (re.compile(r"(\d{1,9}+):(?!:)(?!\d\d[:\]])"), "^[0-9]+:"),  # no time, and no number before `::`
+    (re.compile(r"[^:\"]++:(\d{1,9}+):(?!\d\d[\s\],.Z])"), "^[^:]+:[0-9]+:"),
 )
+_UNQUOTE = (
+    "take it out of them by: python -c 'import csv, sys; [print(row[0]) for row in csv.reader(open(sys.argv[1], "
+    'encoding="utf-8-sig", newline="")) if row]\' FILE > NEW.csv'
+)
+_SEVERAL = re.compile(r"(::+|\|\|+|@@+|##+|~~+|;;+|%%+)")  # signs that part columns together
 _MAX_BELOW, _FEWEST = 3, 10  # lines of names below the first, and rows that tell them from rows
 _UNFOLD = (
     "python -c 'import json, sys; "
@@ -81,7 +86,7 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
 
     names: the columns that can be taken. header: all names of the first line.
     """
-    if any("|" in line for line in lines[:3]) and any(map(is_drawn, lines[:2])):
+    if any("|" in straighten(line) for line in lines[:3]) and any(map(is_drawn, lines[:2])):
         return BARS
     if lines and all(line.startswith(_FASTTEXT) for line in lines):
         several = any(line.count(_FASTTEXT) > 1 for line in lines)
@@ -102,10 +107,25 @@ def advise_layout(lines: Sequence[str], names: Sequence[str], header: Sequence[s
         )
     if len(header) > 1:
         return None
+    if lines[0].startswith('"') and any(len(split(header[0], sign)) > 1 for sign in USUAL):
+        return f"each line stands in quotes as a whole: {_UNQUOTE}"
+    if signs := _find_several(lines):
+        return (
+            f"there is one column ({tell_names(names)}); if {signs!r} parts the columns, put a tab in its place by: "
+            f"sed 's/{signs}/\\t/g' FILE > NEW.tsv"
+        )
     return (
         f"there is one column ({tell_names(names)}); expected one of texts and one of labels: if the first line is a "
-        "title, delete it, and if another sign parts the columns, write them as csv"
+        "title, delete it, and if another sign parts the columns, give it with --delimiter (put one in the place of "
+        "several)"
     )
+
+
+def _find_several(lines: Sequence[str]) -> str | None:
+    """Return the signs that stand equally often in the first lines, and part columns there."""
+    found = dict.fromkeys(_SEVERAL.findall(lines[0]))
+    counts = {signs: {line.count(signs) for line in lines[:_COMPARED]} for signs in found}
+    return next((signs for signs, numbers in counts.items() if len(numbers) == 1), None)
 
 
 def _rise(number: re.Pattern[str], lines: Sequence[str]) -> bool:

@@ -64,7 +64,9 @@ def _tell_split(path: Path) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def look_at(splits: Mapping[str, Sequence[Path]], form: str | None, home: Path) -> dict[str, Sketch]:
+def look_at(
+    splits: Mapping[str, Sequence[Path]], form: str | None, home: Path, delimiter: str | None = None
+) -> dict[str, Sketch]:
     """Return what the files of each split hold; one without rows adds none. Raises what `look` and `join_sketches`
     raise.
     """
@@ -74,7 +76,7 @@ def look_at(splits: Mapping[str, Sequence[Path]], form: str | None, home: Path) 
         sketches, several = [], Several(len(paths))
         for path in paths:
             with several.reading():
-                sketches.append(look(path, form, home, known))
+                sketches.append(look(path, form, home, known, delimiter))
         if not sketches:
             raise DataError(f"{paths[0]}: there are no rows in this file, and in none of those beside it")
         joined = join_sketches(sketches)

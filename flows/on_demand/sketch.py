@@ -14,6 +14,7 @@ from ptpipeline.data.joined import Joined, join
 from ptpipeline.data.local import find_rows_file, tell_format
 from ptpipeline.data.table import NoRows, Part, Table, Wanted, tell_names
 from ptpipeline.errors import DataError
+from ptpipeline.foreign import parsing
 from ptpipeline.task.labels import MAX_LABELS
 from ptpipeline.task.source import Source
 
@@ -106,17 +107,21 @@ class Sketch(NamedTuple):
         return ", ".join(path for source in (self.source, *self.given.values()) for path in source.paths)
 
 
-def look(path: Path, form: str | None, home: Path, known: Collection[str] = ()) -> Sketch:
+def look(path: Path, form: str | None, home: Path, known: Collection[str] = (), delimiter: str | None = None) -> Sketch:
     """Read a file of rows; `known` are columns of other files, which it may have alone.
+
+    form, delimiter: how it is written, by default as its name and its lines tell.
 
     Raises NotFound if there is none, DataError if it cannot be read or has no plain column.
     """
     path = Path(path)
     file = find_rows_file(path)
-    source = Source.model_validate({"path": str(path), "format": form or tell_format(path)})
+    written = {"path": str(path), "format": form or tell_format(path), "delimiter": delimiter}
+    with parsing(f"{path}: --delimiter", "it is one character between the fields of a csv", DataError):
+        source = Source.model_validate(written)
     with unfold(file, str(path), home) as plain:
         lines = read_beginning(plain) if source.format in ("csv", "tsv") else []
-        source = choose_dialect(source, lines) if form != "tsv" else source
+        source = source if form == "tsv" or delimiter else choose_dialect(source, lines)
         listed = list_columns(str(path), plain, source)
         counts = Counter(listed.plain)
         names = [name for name, count in counts.items() if name.strip() and count == 1]

@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.data.parquet import is_encrypted, open_parquet
-from ptpipeline.data.table import MAX_ROWS, NO_CLASS, Column, Listed, Places, Table, Wanted, collect, locate, too_many
-from ptpipeline.data.values import write_number
+from ptpipeline.data.table import (
+    MAX_ROWS,
+    NO_CLASS,
+    Column,
+    Listed,
+    Places,
+    Table,
+    Wanted,
+    collect,
+    expect_text,
+    locate,
+    too_many,
+)
+from ptpipeline.data.writing import is_text, write_array
 from ptpipeline.errors import ArtifactError, DataError
 from ptpipeline.foreign import parse_json
 
@@ -23,7 +35,12 @@ BATCH, ARRAY = 8192, 64 * 2**20  # rows of an array, and what its texts may unfo
 
 _MAGIC, _FOOTER, _BLOCK = b"PAR1", b"\x15", 2**20  # how a file begins and ends, how a footer begins; bytes read at once
 
-_TIME = re.compile(r"(?:(\S+) )?(\d\d:\d\d:\d\d)(?:\.(\d+))?(.*)")
+_PERIODS = (
+    "column {0!r}, which data.{1} names, holds periods of pandas, numbers in the file; write them as text by: "
+    "python -c 'import pandas, sys; rows = pandas.read_parquet(sys.argv[1]); "
+    'rows[sys.argv[3]] = rows[sys.argv[3]].map(str, na_action="ignore"); rows.to_parquet(sys.argv[2])\' '
+    "FILE NEW.parquet {0}"
+)
 
 
 def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
@@ -37,8 +54,10 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     at = locate(name, schema.names, wanted)
     types = {column: _plain_type(schema.field(index).type) for column, index in at.items()}
     for one in wanted:
+        if one.needed and _name_extension(schema.field(at[one.column])) == "pandas.period":
+            raise DataError(f"{name}: {_PERIODS.format(one.column, one.field)}")
         _check_type(name, one, types[one.column])
-    reader = _Reader(path, [column for column, kind in types.items() if _is_text(kind)])
+    reader = _Reader(path, [column for column, kind in types.items() if is_text(kind)])
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         if is_encrypted(reader.plain.metadata, file.read()):
@@ -48,6 +67,7 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     codes = {column: _class_names(schema, column) for column in at}
     cells: dict[str, list[str | None]] = {column: [] for column in at}
     adders = {column: collect(cells[column]) for column in at}
+    needed = {one.column: one for one in wanted}
     unfolded = 0
     for column in at:
         names = codes[column]
@@ -55,7 +75,7 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
             unfolded += array.nbytes
             if unfolded > MAX_BYTES:
                 raise DataError(f"{name}: its columns unfold into more than {MAX_BYTES} bytes; give a part of it")
-            values = write_values(array)
+            values = write_array(name, array, needed[column], len(cells[column]))
             named = values if names is None else [names.get(value, value) for value in values]
             _add(named, cells[column], adders[column])
         if len(cells[column]) != (rows := reader.count_rows()):
@@ -195,32 +215,25 @@ def _plain_type(kind: Any) -> Any:
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
+        kind = pa.bool_() if kind.extension_name == "arrow.bool8" else kind.storage_type
     return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_text(kind: Any) -> bool:
-    """Whether the type holds text; Spark and Impala write texts as plain bytes."""
-    import pyarrow.types as types
-
-    checks = (
-        types.is_string,
-        types.is_large_string,
-        types.is_string_view,
-        types.is_binary,
-        types.is_large_binary,
-        types.is_binary_view,
-        types.is_fixed_size_binary,
-    )
-    return any(check(kind) for check in checks)
 
 
 def _check_type(name: str, one: Wanted, kind: Any) -> None:
     import pyarrow.types as types
 
-    if types.is_nested(kind) or (one.text and not _is_text(kind) and not types.is_null(kind)):
+    if types.is_nested(kind) or (one.text and not is_text(kind) and not types.is_null(kind)):
         found = "nested values" if types.is_nested(kind) else kind
-        raise DataError(f"{name}: column {one.column!r}, which data.{one.field} names, holds {found}; expected text")
+        raise DataError(f"{name}: {expect_text(one, str(found))}")
+
+
+def _name_extension(field: Any) -> str:
+    """The name of an extension type, whether Arrow knows it or not: pandas makes its own known as it is imported."""
+    import pyarrow as pa
+
+    if isinstance(field.type, pa.BaseExtensionType):
+        return str(field.type.extension_name)
+    return str((field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace"))
 
 
 def _describe(kind: Any) -> str:
@@ -232,7 +245,7 @@ def _describe(kind: Any) -> str:
         "numbers": lambda one: types.is_floating(one) or types.is_decimal(one),
         "dates": lambda one: types.is_date(one) or types.is_timestamp(one),
         "times": types.is_time,
-        "text": lambda one: _is_text(one) or types.is_null(one),
+        "text": lambda one: is_text(one) or types.is_null(one),
     }
     return next((name for name, check in names.items() if check(kind)), str(kind)[:40])
 
@@ -256,62 +269,3 @@ def _class_names(schema: Any, column: str) -> dict[str | None, str | None] | Non
 
 def _turn_round(codes: dict[str | None, str | None] | None) -> dict[str, str]:
     return {name: str(code) for code, name in (codes or {}).items() if name is not None}
-
-
-# ---------------------------------------------------------------- values
-
-
-def write_values(array: "pa.Array") -> list[str | None]:
-    """Return the values of an array as text, None for what is missing; NaN is missing too."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return [None if value is None else str(value) for value in array.to_pylist()]
-    if types.is_dictionary(kind):
-        values = write_values(array.dictionary)
-        return [None if index is None else values[index] for index in array.indices.to_pylist()]
-    if _is_text(kind):
-        return _write_texts(array)
-    if types.is_null(kind):
-        return [None] * len(array)
-    if not (types.is_primitive(kind) or types.is_decimal(kind)) or types.is_duration(kind) or types.is_interval(kind):
-        return [None if value is None else str(value) for value in array.to_pylist()]
-    written = array.cast(pa.float32() if types.is_float16(kind) else kind).cast(pa.string()).to_pylist()
-    return [None if text is None else _shorten(kind, text) for text in written]
-
-
-def _shorten(kind: Any, text: str) -> str | None:
-    import pyarrow.types as types
-
-    if types.is_floating(kind):
-        return None if text in ("nan", "-nan") else write_number(text)
-    if types.is_decimal(kind):
-        return text.rstrip("0").rstrip(".") if "." in text and "E" not in text else text
-    if types.is_timestamp(kind) or types.is_time(kind):
-        return _shorten_time(text)
-    return text
-
-
-def _shorten_time(text: str) -> str:
-    """A time without zeros behind its seconds; a date alone if it is midnight in no particular zone."""
-    found = _TIME.fullmatch(text)
-    if found is None:
-        return text
-    day, time, fraction, zone = found[1], found[2], (found[3] or "").rstrip("0"), found[4]
-    if day and time == "00:00:00" and not fraction and not zone:
-        return day
-    return f"{f'{day} ' if day else ''}{time}{f'.{fraction}' if fraction else ''}{zone}"
-
-
-def _write_texts(array: "pa.Array") -> list[str | None]:
-    """Bytes that are not UTF-8 become halves of surrogate pairs, as in a text file."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    if types.is_string_view(array.type) or types.is_large_string(array.type):
-        array = array.cast(pa.large_binary() if types.is_large_string(array.type) else pa.binary_view())
-    elif types.is_string(array.type):
-        array = array.cast(pa.binary())
-    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in array.to_pylist()]

@@ -21,7 +21,7 @@ def write_value(value: Any) -> str | None:
     if isinstance(value, bool | float | Decimal | datetime | date | time | bytes):
         import pyarrow as pa
 
-        from ptpipeline.data.arrow import write_values
+        from ptpipeline.data.writing import write_values
 
         if isinstance(value, Decimal) and not value.is_finite():
             return None if value.is_nan() else str(value)

@@ -9,7 +9,6 @@ from ptpipeline.data.table import Wanted, fold_name, is_utf8
 
 USUAL = (",", ";", "\t", "|")
 MAX_LOOKED = 10_000  # characters of a line
-PAGE = "the file is a page of HTML: download the rows themselves"
 BACKSLASH = 'a quote is escaped by a backslash; write a quote within a quoted field as "", not as \\"'
 BEHIND = 'text stands behind the quote that closes a field; write a quote within a quoted field as ""'
 SINGLE = "fields stand in single quotes; write them in double quotes"
@@ -19,7 +18,10 @@ _JSON = re.compile(r"""\s*(?:\{\s*["'}]|\[\s*[\[{"'\]]|[\[{]\s*$)""")
 _GAP = re.compile(r"\S {2,}(?=\S)")  # between names at fixed places
 BARS = (
     "the file is a table drawn with bars and dashes, as in Markdown; take these out by: "
-    "sed -E '/^[-|+: ]+$/d; /^\\([0-9]+ rows?\\)$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
+    "sed -E 's/(│|┃|┆|║)/|/g; /\\|/!d; /^[-|+: ]+$/d; s/^ *\\|? *//; s/ *\\|? *$//; s/ *\\| */|/g' FILE > NEW"
+)
+_BOX = str.maketrans(
+    "│┃┆║─━═┄" + (corners := "┌┬┐├┼┤└┴┘┏┳┓┡╇┩┗┻┛┣╋┫╞╪╡╔╦╗╠╬╣╚╩╝╭╮╰╯╟╫╢╤╧"), "||||----" + "+" * len(corners)
 )
 FIXED = (
     "the columns stand at fixed places, with blanks between them; write them as csv by: "
@@ -29,9 +31,14 @@ FIXED = (
 _NO_DELIMITERS = "\"'\r\n\\"
 
 
+def straighten(line: str) -> str:
+    """Return the line with the bars and dashes of a terminal's boxes as those of a keyboard."""
+    return line.translate(_BOX)
+
+
 def is_drawn(line: str) -> bool:
     """Whether a line is one of dashes, as stands around or below the names of the columns of a drawn table."""
-    plain = line[:MAX_LOOKED].strip()
+    plain = straighten(line[:MAX_LOOKED]).strip()
     return _DASHES.fullmatch(plain) is not None and bool(set(plain) & {"|", "+"})
 
 
@@ -40,16 +47,8 @@ def has_gaps(line: str) -> bool:
     return _GAP.search(line) is not None and "===" not in line
 
 
-def is_page(text: str) -> bool:
-    """Whether a file that begins so is no table, but what a server showed instead of one."""
-    # XML that is no page is told before
-    return text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<table"))
-
-
 def advise_format(line: str) -> str | None:
     """Return what to do about a file whose first line is none of a table; None if it may be one."""
-    if is_page(line):
-        return PAGE
     return "if the file holds JSON, set data.source.format: jsonl" if _JSON.match(line) else None
 
 

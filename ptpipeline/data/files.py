@@ -194,7 +194,7 @@ def find_binary(sample: bytes, form: str) -> Kind | None:
     if re.match(rb"BZh[1-9]1AY&SY", sample):
         kind = Kind("compressed by bzip2", _UNPACK.format("bunzip2"))
     if sample[_TAR_AT : _TAR_AT + 5] == b"ustar":
-        kind = Kind("a tar archive", "unpack it")
+        kind = Kind("a tar archive", "unpack it by: tar -xf FILE")
     if kind is None and form != "parquet" and (encoding := guess_encoding(sample)) is not None:
         fix = f"save it as UTF-8, for example by: iconv -f {encoding.iconv} -t UTF-8 FILE > NEW"
         kind = Kind(encoding.name, fix)

@@ -16,6 +16,7 @@ from ptpipeline.data.sources import SourceRows
 from ptpipeline.data.table import is_utf8
 from ptpipeline.data.values import write_number
 from ptpipeline.task.data import Binned
+from ptpipeline.task.labels import draft_words, find_beginnings
 from ptpipeline.task.task import Task
 
 MAX_LABEL, MAX_LABEL_WORDS = 40, 5  # of a label that a message shows, in characters and in words
@@ -84,6 +85,8 @@ class Labels:
         plain = self._are_labels(found) and all(map(str.isprintable, found))
         if isinstance(self.rule, Binned) or not plain or not 1 < len(labels) <= MAX_ADVISED:
             return FIX
+        if find_beginnings(labels):
+            labels = draft_words(labels)
         written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in labels.items())
         return f"{FIX}, or write in the task labels: {{{written}}}"
 

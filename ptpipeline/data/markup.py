@@ -1,4 +1,4 @@
-"""Rows in XML, YAML and SQL, which are not read: how such a file is known, and what writes it as another."""
+"""Rows in HTML, XML, YAML, SQL and ARFF, which are not read: how such a file is known, and what makes rows of it."""
 
 import re
 from typing import NamedTuple
@@ -15,7 +15,6 @@ class Kind(NamedTuple):
 # one would be tried in all ways, which takes for ever.
 _TAG = r"<([A-Za-z_][\w.:-]*)(?:\s[^<>]*)?>"
 _ELEMENTS = re.compile(rf"\s*(?:<!--.*?-->\s*)*+{_TAG}\s*<[A-Za-z_!]", re.DOTALL)
-_NO_ELEMENTS = ("html", "table")  # pages, of which no command makes rows
 _LIST = re.compile(r"(?:[ \t]*(?:#.*)?\n|---.*\n)*- [\w\"' -]+:(?: .*)?\n(?:[ \t]*\n)* +[\w\"' -]+:")
 
 # A row is one of the most brothers of one name; a value is in the column of its path, as `advise_nested` calls them.
@@ -33,6 +32,14 @@ XML = Kind(
     '[print(json.dumps(unfold(row, ""))) for row in tree.iter(tag)]\' FILE > NEW.jsonl; if it is a page or the answer '
     "of a server, download the rows themselves",
 )
+HTML = Kind("a page of HTML", "download the rows themselves")
+TABLES = Kind(
+    HTML.name,
+    f"{HTML.fix}, or write the largest table in it as csv by: python -c 'import pandas, sys; "
+    'max(pandas.read_html(sys.argv[1], encoding="utf8", keep_default_na=False), key=len)'
+    ".to_csv(sys.argv[2], index=False)' FILE NEW.csv, which needs lxml (pip install lxml)",
+)
+_PAGE = re.compile(r"\s*(?:<!doctype html|<(?:html|table)\b[^>]*>\s*<|<\?xml.*<html)", re.IGNORECASE | re.DOTALL)
 YAML = Kind(
     "YAML",
     "write its rows as JSON Lines by: python -c 'import json, sys; from ruamel.yaml import YAML; "
@@ -52,18 +59,33 @@ SQL = Kind(
     "in SQLite by: sqlite3 NEW.db < FILE && "
     "sqlite3 -header -csv NEW.db 'SELECT * FROM TABLE' > NEW.csv",
 )
+_RELATION = re.compile(r"(?:\s*(?:%.*)?\n)*+\s*@relation\s", re.IGNORECASE)  # below comments
+ARFF = Kind(
+    "ARFF, as Weka writes it",
+    "write its rows as csv by: python -c 'import csv, re, sys; "
+    'head, body = re.split("(?im)^@data.*", open(sys.argv[1], encoding="utf8").read(), maxsplit=1); '
+    'lines = [line for line in body.splitlines() if line.strip() and line[0] != "%"]; '
+    'quote = chr(39 if re.search(r"(?m)(^|,)\\s*\\x27", body) else 34); '
+    'rows = csv.reader(lines, quotechar=quote, escapechar="\\\\", skipinitialspace=True); '
+    'names = re.findall(r"(?im)^@attribute\\s+(\\x27.*?\\x27|\\x22.*?\\x22|\\S+)\\s", head); '
+    'csv.writer(sys.stdout).writerows([[name.strip("\\x22\\x27") for name in names], *rows])\' FILE > NEW.csv',
+)
 
 
 def find_markup(begin: str, end: str) -> Kind | None:
-    """Return XML, YAML or SQL if a file begins and ends so; None if it may be a table of text.
+    """Return HTML, XML, YAML, SQL or ARFF if a file begins and ends so; None if it may be a table of text.
 
     A first cell may hold elements; so without XML's own first line the last line has to close the first element.
     """
+    if _PAGE.match(begin):
+        return TABLES if "</table>" in f"{begin}{end}".lower() else HTML
     if begin.lstrip().startswith("<?xml"):
-        return None if "<html" in begin.lower() else XML
+        return XML
     element = _ELEMENTS.match(begin)
-    if element is not None and element[1].lower() not in _NO_ELEMENTS and end.rstrip().endswith(f"</{element[1]}>"):
+    if element is not None and end.rstrip().endswith(f"</{element[1]}>"):
         return XML
     if _DUMP.match(begin) is not None:
         return SQL
+    if _RELATION.match(begin) is not None:
+        return ARFF
     return YAML if _LIST.match(begin) else None

@@ -17,6 +17,8 @@ MAX_KNOWN = 10_000  # short values of a column that are kept once
 MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a name or label that a message shows, in characters and in words
 MAX_NAMES = 20  # of a list in a message
 SHOWN = 3  # places in a message
+_QUOTES = "\"'`“”„‘’‚«»"  # that people and editors put around a name
+NESTED = ("lists", "objects", "nested values")
 
 
 class NoRows(DataError):
@@ -141,6 +143,14 @@ def too_many(name: str) -> DataError:
     return DataError(f"{name}: more than {MAX_ROWS} rows; give a part of it")
 
 
+def expect_text(one: Wanted, found: str) -> str:
+    """Return what a wanted column holds that is no text, and what to do about it."""
+    option = "--text" if one.text else "--label"
+    inner = f"make a column of what stands within (`ptp init FILE {option} COLUMN` tells how)"
+    fix = inner if found in NESTED else "write these values as text in the file"
+    return f"column {one.column!r}, which data.{one.field} names, holds {found}; expected text: {fix}"
+
+
 # ---------------------------------------------------------------- names
 
 
@@ -168,7 +178,7 @@ def missing_column(name: str, names: Sequence[str], one: Wanted, fix: str) -> Da
 
 def fold_name(name: str) -> str:
     """Return the name as one reads it: without quotes, case, blanks, and what nobody sees."""
-    return normalise(normalise(name).strip("\"'`"))
+    return normalise(normalise(name).strip(_QUOTES))
 
 
 def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[str, int]:

@@ -87,10 +87,13 @@ def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelToke
     for name, tokens in zip(labels, ids, strict=True):
         if not tokens:
             raise TaskFileError(f"task {task}: labels.{name}: {labels[name]!r} has no tokens; give it words")
-    if len(set(ids)) < len(ids):
-        raise TaskFileError(
-            f"task {task}: labels: two labels have the same tokens {sorted(ids)}; the model could not tell them apart"
-        )
+    owners: dict[tuple[int, ...], str] = {}
+    for name, tokens in zip(labels, ids, strict=True):
+        if (other := owners.setdefault(tokens, name)) != name:
+            raise TaskFileError(
+                f"task {task}: labels.{name}: its words have the same tokens as those of {other!r}, so the model could "
+                "not tell them apart: give it other words"
+            )
     for (one, short), (two, long) in permutations(zip(labels, ids, strict=True), 2):
         if long[: len(short)] == short:
             raise TaskFileError(

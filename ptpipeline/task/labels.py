@@ -1,12 +1,14 @@
 """The labels of a task file: their names, and the words that the model answers with."""
 
-from itertools import permutations
+from collections.abc import Collection
+from itertools import chain, count, permutations
 from typing import Annotated, Any
 
 from pydantic import Field, GetPydanticSchema
 from pydantic_core import CoreSchema, core_schema
 
 MAX_LABELS = 100
+_ENDS = ".;!"  # of drafted words, if they need one; then any other sign
 
 
 def _spell_out(labels: list[str] | dict[str, str | None]) -> dict[str, str]:
@@ -18,7 +20,7 @@ def _spell_out(labels: list[str] | dict[str, str | None]) -> dict[str, str]:
         labels = dict.fromkeys(labels)
     if any(not label.strip() for label in labels):
         raise ValueError("a label needs a name: what the column of labels holds")
-    words = {label: f" {label.strip()}" if words is None else words for label, words in labels.items()}
+    words = {label: _name(label) if words is None else words for label, words in labels.items()}
     if any(not one for one in words.values()):
         raise ValueError(
             "each label needs the words that the model is to answer with, such as ' positive'; leave them out for the "
@@ -51,3 +53,19 @@ def find_beginnings(labels: dict[str, str]) -> list[tuple[str, str]]:
         for (one, short), (two, long) in permutations(labels.items(), 2)
         if long.startswith(short) and long != short
     ]
+
+
+def draft_words(labels: Collection[str]) -> dict[str, str]:
+    """Return words for each label, of which none are the beginning of another's: its name behind a space, and if one
+    name begins another, a sign behind each that stands in none.
+    """
+    words = {label: _name(label) for label in labels}
+    if not find_beginnings(words):
+        return words
+    signs = chain(_ENDS, map(chr, count(ord("!"))))
+    end = next(sign for sign in signs if not any(sign in label for label in labels))
+    return {label: f"{one}{end}" for label, one in words.items()}
+
+
+def _name(label: str) -> str:
+    return f" {label.strip()}"

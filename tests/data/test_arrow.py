@@ -2,6 +2,9 @@
 
 import datetime
 import decimal
+import re
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptpipeline.data import arrow, table
+from ptpipeline.data import arrow, table, writing
 from ptpipeline.errors import DataError
 from tests.data.tables import encrypted, load, pairs, read
 
@@ -46,6 +49,12 @@ TYPES: list[tuple[pa.Array, list[str | None], str]] = [
     (pa.array([True, None, False]), ["true", None, "false"], "booleans"),
     (pa.array([decimal.Decimal("1.50"), decimal.Decimal("2.00")]), ["1.5", "2"], "numbers"),
     (pa.array([decimal.Decimal("100")], pa.decimal256(40, 0)), ["100"], "numbers"),
+    (pa.array([decimal.Decimal("0"), decimal.Decimal("1e-7")], pa.decimal128(38, 18)), ["0", "0.0000001"], "numbers"),
+    (
+        pa.ExtensionArray.from_storage(pa.bool8(), pa.array([0, 1, None], pa.int8())),
+        ["false", "true", None],
+        "booleans",
+    ),
     (pa.array([datetime.date(2020, 1, 31), None]), ["2020-01-31", None], "dates"),
     (pa.array([D(2020, 1, 31), D(2020, 1, 31, 12, 30)]), ["2020-01-31", "2020-01-31 12:30:00"], "dates"),
     (pa.array([D(2020, 1, 31, 0, 0, 0, 500000)], pa.timestamp("ns")), ["2020-01-31 00:00:00.5"], "dates"),
@@ -73,7 +82,32 @@ def test_a_label_is_written_as_a_person_would(
 
 
 def test_a_decimal_with_an_exponent_keeps_its_zeros() -> None:
-    assert arrow.write_values(pa.array([decimal.Decimal("1.2E+10")], pa.decimal128(3, -9))) == ["1.2E+10"]
+    assert writing.write_values(pa.array([decimal.Decimal("1.2E+10")], pa.decimal128(3, -9))) == ["1.2E+10"]
+
+
+UNWRITTEN: list[tuple[pa.Array, str]] = [
+    (pa.array([2**31 - 1], pa.int32()).cast(pa.date32()), "a date that no calendar has"),
+    (pa.array([-(2**62)], pa.int64()).cast(pa.timestamp("ms")), "a date that no calendar has"),
+    (pa.array([1], pa.timestamp("us", "Mars/Phobos")), "timestamp[us, tz=Mars/Phobos], which cannot be written"),
+    (pa.array([2**62], pa.duration("s")), "duration[s], which cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("values", "told"), UNWRITTEN, ids=lambda value: str(getattr(value, "type", "")))
+def test_a_label_that_nobody_could_write_is_told_with_its_column(tmp_path: Path, values: pa.Array, told: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"column 'label' holds {told}")) as raised:
+        labels(tmp_path, values)
+    assert "as text" in str(raised.value)
+
+
+def test_periods_are_told_with_a_command_that_writes_them_as_text(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["a", "b"], "label": pd.PeriodIndex(["2020-01", None], freq="M")})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"column 'label', which .* names, holds periods of pandas") as raised:
+        read(tmp_path / "rows.parquet", "parquet")
+    command = str(raised.value).partition(" by: ")[2].replace("FILE NEW.parquet", "rows.parquet new.parquet")
+    subprocess.run(command.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, cwd=tmp_path)
+    assert pairs(read(tmp_path / "new.parquet", "parquet")) == [("a", "2020-01"), ("b", None)]
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_a_drawn_table_is_told_as_one(tmp_path: Path, body: str, told: str, deli
 
 def test_a_web_page_is_told(tmp_path: Path) -> None:
     for form in ("csv", "tsv", "jsonl"):
-        with pytest.raises(DataError, match="the file is a page of HTML: download the rows"):
+        with pytest.raises(DataError, match="the file is a page of HTML; download the rows"):
             load(tmp_path, "<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", form)
     page = Wanted("<html>", "text", text=True)
     assert load(tmp_path, "<html>,label\na,bad\n", wanted=(page, WANTED[1])).columns["<html>"].cells == ["a"]

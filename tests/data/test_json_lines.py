@@ -370,6 +370,21 @@ def follow(folder: Path, body: str) -> list[tuple[str | None, str | None]]:
     return pairs(load(folder, (folder / "NEW.jsonl").read_bytes(), "jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("callback(", ");"), ("window.YTD.tweets.part0 = ", "\n"), ("var rows=", ";\n"), (")]}'\n", ""), ("for(;;);", "")],
+)
+def test_json_within_a_script_is_told_with_a_command_that_takes_it_out(tmp_path: Path, begin: str, end: str) -> None:
+    rows = [{"text": "a", "label": "bad"}, {"text": "it's", "label": "good"}]
+    body = f"{begin}{json.dumps(rows, indent=1)}{end}"
+    assert "the file is a script that holds JSON" in told(tmp_path, body)
+    assert follow(tmp_path, body) == [("a", "bad"), ("it's", "good")]
+
+
+def test_text_in_front_of_what_is_no_json_is_no_script(tmp_path: Path) -> None:
+    assert "set data.source.format: csv" in told(tmp_path, "text, label\n[a], b\n")
+
+
 def test_objects_behind_each_other_in_a_line_are_told_with_a_command_that_works(tmp_path: Path) -> None:
     said = told(tmp_path, GOOD * 3)
     assert "line 1, column 30: Extra data; the line holds more than one object; write each object in one line" in said
@@ -467,3 +482,16 @@ def test_objects_over_several_lines_are_told_with_a_command_that_works(tmp_path:
     subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
     found = pairs(load(tmp_path, (tmp_path / "NEW.jsonl").read_bytes(), "jsonl"))
     assert found == [(row["text"], row["label"]) for row in RECORDS]
+
+
+def test_objects_within_texts_are_told_with_a_command_that_takes_them_out(tmp_path: Path) -> None:
+    """As a queue writes them that encodes what is JSON already."""
+    body = "".join(f"{json.dumps(json.dumps({'text': text, 'label': 'bad'}))}\n" for text in ("a é", "it's"))
+    assert "the lines are JSON texts that hold objects, and no objects; take" in told(tmp_path, body)
+    assert follow(tmp_path, body) == [("a é", "bad"), ("it's", "bad")]
+
+
+def test_texts_in_lists_by_their_labels_are_told_with_a_command_that_makes_rows(tmp_path: Path) -> None:
+    body = json.dumps({"bad": ["a", "it's"], "good": ["b"]})
+    assert "if its names are the labels of the texts" in told(tmp_path, body)
+    assert follow(tmp_path, body) == [("a", "bad"), ("it's", "bad"), ("b", "good")]

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ptpipeline.data.sources import SourceRows, read_rows
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
+from ptpipeline.task.labels import find_beginnings
 from ptpipeline.task.task import Task
 from tests.data.declared import declared, rows_of
 
@@ -216,6 +217,13 @@ def test_the_line_to_write_keeps_the_words_of_the_task() -> None:
     with pytest.raises(DataError) as raised:
         check_rows(task, rows)
     assert follow(str(raised.value), task).labels == {"Good": " great", "fine": " fine"}
+
+
+def test_the_line_to_write_has_no_words_that_begin_others() -> None:
+    rows = rows_of(*[(f"text {number}", str(number)) for number in range(1, 12)])
+    task = follow(told([str(number) for number in range(1, 12)], "1", "2"), task_of("1", "2"))
+    assert find_beginnings(task.labels) == []
+    assert len(check_rows(task, rows).rows) == 11
 
 
 @pytest.mark.parametrize(("count", "advised"), [(20, True), (21, False)])

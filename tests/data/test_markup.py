@@ -102,3 +102,39 @@ def test_texts_of_sql_are_read(tmp_path: Path, text: str) -> None:
 def test_a_beginning_that_repeats_is_looked_at_in_no_time(begin: str) -> None:
     """Each of these could be parted in 2^1000 ways, which would take for ever."""
     assert find_markup(begin * 1000 + "x", "x") is None
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_arff_is_told_with_a_command_that_writes_its_rows(tmp_path: Path, quote: str) -> None:
+    names = f"@attribute text string\n@ATTRIBUTE {quote}label{quote} {{bad, good}}\n"
+    rows = f"{quote}a \\{quote}b\\{quote}, c{quote}, bad\n% no row\n{quote}d{quote},good\n"
+    body = f"% of Weka\n\n@RELATION mood\n{names}\n@DATA\n{rows}"
+    (tmp_path / "FILE").write_text(body)
+    with pytest.raises(DataError, match="the file is ARFF, as Weka writes it; write its rows as csv by:") as raised:
+        load(tmp_path, body)
+    command = str(raised.value).partition(" by: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert pairs(load(tmp_path, (tmp_path / "NEW.csv").read_bytes())) == [
+        (f"a {quote}b{quote}, c", "bad"),
+        ("d", "good"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "begin", ["<table>", "<!DOCTYPE html>\n<html><body><table><tr><td>x</td></tr></table>\n<table border=1>"]
+)
+def test_a_table_of_html_is_told_with_a_command_that_writes_it(tmp_path: Path, begin: str) -> None:
+    """As programs write it that export to Excel; the largest one counts."""
+    cells = "".join(f"<tr><td>{escape(text)}</td><td>{label}</td></tr>\n" for text, label in [*ROWS, ("NA", "n/a")])
+    (tmp_path / "FILE").write_text(f"{begin}<tr><th>text</th><th>label</th></tr>{cells}</table>", encoding="utf-8")
+    (tmp_path / "rows.xls").write_bytes((tmp_path / "FILE").read_bytes())
+    with pytest.raises(DataError, match="the file is a page of HTML; download the rows themselves, or write") as raised:
+        tell_format(tmp_path / "rows.xls")
+    command = str(raised.value).partition(" by: ")[2].partition(", which needs lxml")[0]
+    subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=tmp_path, check=True)
+    assert pairs(load(tmp_path, (tmp_path / "NEW.csv").read_bytes())) == [*ROWS, ("NA", "n/a")]
+
+
+def test_a_page_without_a_table_is_to_be_downloaded_again(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the file is a page of HTML; download the rows themselves$"):
+        load(tmp_path, "<!DOCTYPE html><html><body>Sign in</body></html>")

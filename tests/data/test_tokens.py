@@ -48,7 +48,7 @@ def test_labels_have_no_bos() -> None:
     ("words", "expected"),
     [
         (" ", r"task reviews: labels\.good: ' ' has no tokens"),
-        (" Bad", "two labels have the same tokens"),
+        (" Bad", "labels.good: its words have the same tokens as those of 'bad'"),
         (" bad luck", r"labels\.good: ' bad luck' begins with all tokens of ' bad' \(labels\.bad\)"),
     ],
 )

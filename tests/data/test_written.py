@@ -132,7 +132,9 @@ def test_files_written_behind_each_other_are_told_with_the_line(tmp_path: Path) 
     assert pairs(load(tmp_path, "text,label\ntext,good\nlabel,bad\n")) == [("text", "good"), ("label", "bad")]
 
 
-@pytest.mark.parametrize("name", ["Text", " text", 'text"', "TEXT ", "text\xa0", "\u200btext", "\uff34ext"])
+@pytest.mark.parametrize(
+    "name", ["Text", " text", 'text"', "TEXT ", "text\xa0", "\u200btext", "\uff34ext", "“text”", "«text»"]
+)
 def test_a_name_that_is_nearly_right_is_told_with_the_line_to_write(tmp_path: Path, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
     body = f"{quoted},label\na,bad\nb,good\n"

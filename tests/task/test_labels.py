@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from ptpipeline.errors import TaskFileError
 from ptpipeline.task.folder import load_task
-from ptpipeline.task.labels import find_beginnings
+from ptpipeline.task.labels import draft_words, find_beginnings
 from ptpipeline.task.task import Task
 from tests.task.test_task import GOOD, message_of, written
 
@@ -146,6 +146,22 @@ def test_default_words_are_part_of_the_recipe_as_if_they_were_written(tmp_path: 
 
 def test_words_that_begin_others_are_found() -> None:
     assert find_beginnings({"a": " no", "b": " none", "c": " yes"}) == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "end"),
+    [
+        (["bad", "good"], ""),
+        (["pos", "positive"], "."),
+        (["1", "10", "2"], "."),
+        (["a", "a."], ";"),
+        (["1", "1.5", "10"], ";"),
+    ],
+)
+def test_of_words_that_are_drafted_none_begins_another(labels: list[str], end: str) -> None:
+    words = draft_words(labels)
+    assert words == {label: f" {label}{end}" for label in labels}
+    assert find_beginnings(words) == []
 
 
 scalars = st.sampled_from(RETYPED) | st.integers().map(str) | st.floats().map(str) | st.text("abc019.-_ex", min_size=1)

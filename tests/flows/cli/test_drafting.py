@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 from ruamel.yaml import YAML
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from flows.cli.drafting import _choose_columns
 from flows.on_demand.draft import DEFAULT_BASE
@@ -184,6 +186,21 @@ def test_the_dialect_of_a_table_is_found(
     assert sum(record[split]["rows"] for split in ("train", "dev", "test")) == len(ROWS)
     task = load_task(folder / "tasks" / "rows.yaml")
     assert (task.data.text, set(task.labels)) == (header, {"positive", "negative"})
+
+
+@pytest.mark.parametrize(("given", "sign"), [("~", "~"), ("\\u0001", "\x01"), ("\\t", "\t"), (",", ",")])
+def test_a_delimiter_that_is_given_is_taken_and_written(folder: Path, given: str, sign: str) -> None:
+    write(folder / "rows.csv", [{**row, "text": f"{row['text']}; so, we say"} for row in labelled()], sign)
+    done = init(folder, "rows.csv", "--delimiter", given, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert load_task(folder / "tasks" / "rows.yaml").data.source.delimiter == sign
+    assert ptp(environment_of(folder), "ingest", "rows").returncode == 0
+
+
+@pytest.mark.parametrize(("name", "given"), [("rows.csv", ";;"), ("rows.csv", '"'), ("rows.jsonl", ";")])
+def test_a_delimiter_that_separates_nothing_is_told(folder: Path, name: str, given: str) -> None:
+    write(folder / name, labelled())
+    assert f"{name}: --delimiter: " in error_of(init(folder, name, "--delimiter", given, "--yes"), 1)
 
 
 def test_a_tsv_that_quotes_what_people_said_stays_one(folder: Path) -> None:
@@ -373,7 +390,7 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("nothing.jsonl", "--yes"), "no row has a value; expected at least one column of texts and one of labels"),
         (("pandas.jsonl", "--yes"), "the file is one JSON object, and not one for each row"),
         (("array.jsonl", "--yes"), "the file is one JSON array; write one object a line"),
-        (("page.csv", "--yes"), "the file is a page of HTML: download"),
+        (("page.csv", "--yes"), "the file is a page of HTML; download"),
         (("book.xlsx", "--yes"), "book.xlsx: the file is an Excel workbook; save the sheet as CSV UTF-8"),
         (("numbers.jsonl", "--yes"), "the column 'text' holds integers; a text has to be text: write these values as"),
         (("chat.jsonl", "--yes"), "no column of plain values (messages: lists or objects); expected at least one of"),
@@ -425,3 +442,12 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
     before = sorted(folder.rglob("*"))
     assert sentence in error_of(init(folder, *arguments), 1)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_labels_that_the_base_cannot_tell_apart_are_told(folder: Path) -> None:
+    (folder / "base").mkdir()
+    (folder / "base" / "config.json").write_text("{}")
+    Tokenizer(WordLevel({"?": 0}, unk_token="?")).save(str(folder / "base" / "tokenizer.json"))
+    write(folder / "rows.csv", labelled())
+    said = init(folder, "rows.csv", "--yes").stderr
+    assert "tasks/rows.yaml:11: labels: task rows: labels.positive: its words have the same tokens as those of " in said

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.on_demand.draft import Choice, Facts, find_facts, render, write
+from flows.on_demand.inspection import inspect_folder
 from flows.on_demand.sketch import (
     Seen,
     Sketch,
@@ -17,7 +18,7 @@ from flows.on_demand.sketch import (
 )
 from ptpipeline.errors import TaskFileError
 from ptpipeline.settings import Settings
-from tests.tiny import sentences, write_csv
+from tests.tiny import sentences, tiny_base, write_csv
 
 CHOICE = Choice("mood", "tiny", "text", "label")
 
@@ -104,6 +105,19 @@ def test_a_file_that_would_not_load_is_not_left_behind(sketch: Sketch, tmp_path:
     with pytest.raises(TaskFileError):
         write(sketch, CHOICE._replace(base="tiny"), facts, settings)
     assert not (tmp_path / "mood.yaml").exists()
+
+
+@pytest.mark.parametrize("labels", [("pos", "positive"), ("a", "a b"), ("1", "10"), ("good", "good. film")])
+def test_labels_of_which_one_begins_another_are_drafted_so_that_the_model_tells_them_apart(
+    sketch: Sketch, tmp_path: Path, labels: tuple[str, str]
+) -> None:
+    tiny_base(tmp_path / "base")
+    (tmp_path / "base_models.yaml").write_text(f'tiny: {{path: "{tmp_path}/base"}}\n')
+    facts = Facts(dict.fromkeys(labels, 60), 0, 0, [10], "tokens")
+    write(sketch, CHOICE, facts, Settings(home=tmp_path, tasks=tmp_path))
+    found = inspect_folder(tmp_path)
+    assert (found.problems, found.advice) == ([], [])
+    assert "each ends with a sign, because the name of one begins another's" in (tmp_path / "mood.yaml").read_text()
 
 
 def test_what_is_written_is_its_owners_alone(sketch: Sketch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.on_demand.layout import advise_layout
 from flows.on_demand.sketch import look
 from ptpipeline.errors import DataError
 from tests.tiny import sentences
@@ -30,6 +31,10 @@ def read(path: Path) -> list[tuple[str | None, str | None]]:
         (draw("| text | label |\n|:-----|------:|\n", "| {} | {} |"), "drawn with bars"),
         (draw(" text | label\n------+-------\n", " {} | {}", "(20 rows)\n\n"), "drawn with bars"),
         (draw("+---+---+\n| text | label |\n+---+---+\n", "| {} | {} |", "+---+---+\n"), "drawn with bars"),
+        (draw("┏━━━┳━━━┓\n┃ text ┃ label ┃\n┡━━━╇━━━┩\n", "│ {} │ {} │", "└───┴───┘\n"), "drawn with bars"),
+        (draw("shape: (20, 2)\n┌──┬──┐\n│ text ┆ label │\n╞══╪══╡\n", "│ {} ┆ {} │", "└──┴──┘\n"), "drawn with bars"),
+        (draw(" text │ label \n──────┼───────\n", " {} │ {}", "(20 rows)\n"), "drawn with bars"),
+        (draw("+---+---+\n| text | label |\n+---+---+\n", "| {} | {} |", "+---+---+\n20 rows in set\n"), "drawn with"),
         (draw(f"{'text':<60}  label\n", "{:<60}  {}"), "fixed places"),
     ],
 )
@@ -105,6 +110,26 @@ def test_json_under_the_name_of_a_table_is_told(tmp_path: Path) -> None:
         look(tmp_path / "rows.csv", None, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "begin", ["[01/05/24, 10:{:02}:00] Ann: ", "{:02}:30:00 ann: ", "10:{:02}:59.5 ", "a,b: 2024-05-01T10:{:02}:00Z "]
+)
+def test_times_are_no_numbers_of_lines(begin: str) -> None:
+    """As chats and logs begin."""
+    lines = [f"{begin.format(hour)}{text},{label}\n" for hour, (text, label) in enumerate(ROWS)]
+    assert advise_layout(lines, ["a", "b"], ["a", "b"]) is None
+
+
+@pytest.mark.parametrize("signs", ["::", "@@@"])
+def test_several_signs_that_part_columns_together_are_told_with_what_makes_them_one(tmp_path: Path, signs: str) -> None:
+    """As MovieLens writes its tables."""
+    (tmp_path / "FILE").write_text(draw(f"n{signs}text{signs}label\n", f"1{signs}{{}}{signs}{{}}"))
+    with pytest.raises(DataError, match=f"if '{signs}' parts the columns, put a tab in its place by: ") as raised:
+        read(tmp_path / "FILE")
+    subprocess.run(["bash", "-c", str(raised.value).rpartition(" by: ")[2]], cwd=tmp_path, check=True)
+    table = look(tmp_path / "NEW.tsv", None, tmp_path).table
+    assert [table.columns["text"].cells[0], table.columns["label"].cells[0]] == list(ROWS[0])
+
+
 @pytest.mark.parametrize("number", ["{:6}\t", "{}:", "my-rows.csv:{}:"])
 def test_numbers_of_lines_are_told_with_a_command_that_takes_them_out(tmp_path: Path, number: str) -> None:
     """As `cat -n` and `grep -n` write them; a text may begin with a time."""
@@ -147,3 +172,15 @@ def test_several_labels_of_fasttext_in_a_line_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("__label__a __label__b text\n__label__a text\n")
     with pytest.raises(DataError, match="of several labels in a line, the first becomes the label"):
         look(tmp_path / "rows.csv", None, tmp_path)
+
+
+@pytest.mark.parametrize("sign", [",", ";"])
+def test_lines_that_stand_in_quotes_as_a_whole_are_told(tmp_path: Path, sign: str) -> None:
+    """As a sheet writes them whose rows stand in its first column."""
+    lines = [f"text{sign}label", *(f"{text}{sign}{label}" for text, label in ROWS)]
+    (tmp_path / "FILE").write_text("".join(f'"{line}"\n' for line in lines))
+    with pytest.raises(DataError, match="each line stands in quotes as a whole: take it out of them by: ") as raised:
+        look(tmp_path / "FILE", "csv", tmp_path)
+    command = str(raised.value).rpartition(" by: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert read(tmp_path / "NEW.csv") == ROWS

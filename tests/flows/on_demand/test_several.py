@@ -63,7 +63,7 @@ def test_other_names_are_one_table(tmp_path: Path, names: tuple[str, str]) -> No
 def test_a_label_that_only_test_rows_have_is_one_of_the_task(tmp_path: Path) -> None:
     folder = put(tmp_path / "rows", train=ROWS[:80], test=[(text, "rare") for text, _ in ROWS[80:]])
     assert read(tmp_path, folder)["test"][0] == (ROWS[80][0], "rare")
-    assert '  "rare":' in (tmp_path / "tasks" / "mood.yaml").read_text().splitlines()
+    assert '  "rare": " rare"' in (tmp_path / "tasks" / "mood.yaml").read_text().splitlines()
 
 
 @pytest.mark.parametrize(
