@@ -25,30 +25,32 @@ def bound_answers(client: Any, seconds: float) -> None:
 
 
 def _send(client: Any, seconds: float, request: Any, **_: Any) -> Any:
-    """Send the request as botocore does, and leave the body to whoever reads it."""
+    """Send the request as botocore does, and read the body here, but that of an object: botocore would read it where it
+    tries nothing again.
+    """
     from botocore.awsrequest import AWSResponse
+
+    asks_object, request.stream_output = request.stream_output, True
+    answer = client._endpoint.http_session.send(request)
+    body = _InTime(answer.raw, answer.url, seconds)
+    response = AWSResponse(answer.url, answer.status_code, answer.headers, body)
+    if not asks_object or answer.status_code >= 300:
+        response._content = _read_answer(body, answer.url, seconds)
+    return response
+
+
+def _read_answer(body: "_InTime", url: str, seconds: float) -> bytes:
     from botocore.exceptions import ReadTimeoutError
 
-    class Bounded(AWSResponse):  # type: ignore[misc]
-        _content: bytes | None
-
-        @property
-        def content(self) -> bytes:
-            if self._content is None:
-                body, tags, ends = bytearray(), 0, time.monotonic() + seconds
-                while piece := self.raw.read1(_PIECE):
-                    body += piece
-                    tags += piece.count(b"<")
-                    if len(body) > MAX_ANSWER or tags > MAX_TAGS:
-                        raise Strange("a longer answer than S3 has")
-                    if time.monotonic() > ends:
-                        raise ReadTimeoutError(endpoint_url=self.url)
-                self._content = bytes(body)
-            return self._content
-
-    request.stream_output = True
-    answer = client._endpoint.http_session.send(request)
-    return Bounded(answer.url, answer.status_code, answer.headers, _InTime(answer.raw, answer.url, seconds))
+    found, tags, ends = bytearray(), 0, time.monotonic() + seconds
+    while piece := body.read1(_PIECE):
+        found += piece
+        tags += piece.count(b"<")
+        if len(found) > MAX_ANSWER or tags > MAX_TAGS:
+            raise Strange("a longer answer than S3 has")
+        if time.monotonic() > ends:
+            raise ReadTimeoutError(endpoint_url=url)
+    return bytes(found)
 
 
 class _InTime:
@@ -62,10 +64,20 @@ class _InTime:
         return getattr(self._raw, name)
 
     def read1(self, most: int) -> bytes:
-        """Return what has come, at most so many bytes; raise ReadTimeoutError if it comes too slowly."""
-        from botocore.exceptions import ReadTimeoutError
+        """Return what has come, at most so many bytes; raise botocore's ReadTimeoutError if it comes too slowly, and
+        ResponseStreamingError if it breaks off.
+        """
+        import urllib3.exceptions
+        from botocore.exceptions import ReadTimeoutError, ResponseStreamingError
 
-        piece: bytes = self._raw.read1(most)
+        try:
+            piece: bytes = self._raw.read1(most)
+        except urllib3.exceptions.TimeoutError:
+            raise ReadTimeoutError(endpoint_url=self._url) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ResponseStreamingError(error=error) from error
+        if not piece and self._raw.length_remaining:  # urllib3 takes what came for all, if it is read so
+            raise ResponseStreamingError(error="the server hung up")
         self._count += len(piece)
         if is_late(self._began, self._seconds, self._count):
             raise ReadTimeoutError(endpoint_url=self._url)

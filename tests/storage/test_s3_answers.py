@@ -124,6 +124,44 @@ def test_a_large_object_has_longer_than_an_answer(monkeypatch: pytest.MonkeyPatc
     assert stored.body == b"x" * 10
 
 
+def breaking(status: int, waits: bool, times: int) -> type[Quiet]:
+    """A server that begins an answer, and hangs up or says no more; so many times, and then it answers."""
+    asked: list[str] = []
+
+    class Breaking(Quiet):
+        def do_PUT(self) -> None:  # noqa: N802
+            asked.append(self.path)
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if len(asked) > times:
+                return self.answer(200, b"")
+            self.send_response(status)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"<Error>")
+            self.wfile.flush()
+            time.sleep(0.5 if waits else 0)
+            self.close_connection = True
+            return None
+
+        do_GET = do_PUT  # noqa: N815
+
+    return Breaking
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["hangs up", "says no more"])
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_that_breaks_off_is_asked_for_again(status: int, waits: bool) -> None:
+    with serve(breaking(status, waits, 2)) as url:
+        client = make_client(url, RequestLimits(0.2, 3))
+        client.put_object(Bucket="bucket", Key="tasks/t.json", Body=b"x")
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["hangs up", "says no more"])
+def test_answers_that_all_break_off_are_those_of_a_server_that_is_away(waits: bool) -> None:
+    with serve(breaking(500, waits, 99)) as url, pytest.raises(ServiceUnavailable, match="does not answer"):
+        S3Store("bucket", endpoint=url, limits=RequestLimits(0.2, 2)).create("tasks/t.json", b"x")
+
+
 def test_some_pages_may_hold_nothing() -> None:
     """As those of a bucket with many objects that were deleted."""
     last = PAGE.format(OBJECT.format(DATE, 1), "false", "")
