@@ -128,6 +128,22 @@ def test_a_servers_control_characters_are_written_out() -> None:
     assert str(raised.value).isprintable()
 
 
+class Breaking(Quiet, BaseHTTPRequestHandler):
+    """A server that hangs up in the middle of its answers."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b"{}")
+        self.close_connection = True
+
+
+def test_half_an_answer_is_none() -> None:
+    with serve(Breaking) as url, pytest.raises(ServiceUnavailable, match="does not answer"):
+        MlflowStore(url).digests("mood")
+
+
 def flooding(status: int, piece: bytes, pause: float) -> type[Quiet]:
     """A server whose answers have no end."""
 
