@@ -22,8 +22,8 @@ def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and register what came out with the gate's verdict; promote nothing."""
     check_clock()
     context = open_context()
-    id_ = begin(context, request)
-    with noting_cancellation(context, id_):
+    begun = begin(context, request)
+    with noting_cancellation(context, begun):
         selection = select_tasks(context.settings, request.tasks)
         night = run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict))
-    return finish(context, id_, night, end(night, "tune"))
+    return finish(context, begun, night, end(night, "tune"))

@@ -52,7 +52,7 @@ def filled(ledger: Ledger, tmp_path: Path) -> Registry:
     first = promote(registry, task, published(registry, task, 1), ME)
     published(registry, task, 2, first.digest)
     begin_night(ledger, a_night("one"))
-    end_night(ledger, "one", "Failed", [MOOD, TONE])
+    end_night(ledger, a_night("one"), "Failed", [MOOD, TONE])
     return registry
 
 
