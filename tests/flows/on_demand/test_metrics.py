@@ -1,10 +1,13 @@
 """Metrics of tasks and nights, as Prometheus reads them."""
 
 import os
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.fixtures.prompts import a_task, published
@@ -24,14 +27,18 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def test_prometheus_reads_the_metrics(ledger: Ledger, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parse", [text_string_to_metric_families, openmetrics.text_string_to_metric_families])
+def test_both_formats_of_prometheus_read_the_metrics(
+    ledger: Ledger, tmp_path: Path, parse: Callable[[str], Iterator[Metric]]
+) -> None:
+    """node_exporter's textfile collector reads the older one, where `# EOF` is a comment."""
     begin_night(ledger, a_night("one"))
     end_night(ledger, a_night("one"), "Completed", [MOOD])
     write_metrics(ledger, tmp_path / "ptp.prom")
     assert (tmp_path / "ptp.prom").stat().st_mode & 0o777 == 0o644
     read = {
         (sample.name, *sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families((tmp_path / "ptp.prom").read_text())
+        for family in parse((tmp_path / "ptp.prom").read_text())
         for sample in family.samples
     }
     assert read["ptp_task_nights_total", "mood", "promoted"] == 1
