@@ -1,6 +1,7 @@
 """What the ledger tells of a night, mostly of one that did not come to its tasks; no Prefect server runs here."""
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 
+from flows import chronicle
 from flows.chronicle import begin, finish, noting_cancellation
 from flows.nightly import choose_mode, complete, nightly
 from flows.requests import GangRequest, NightlyRequest, TuneRequest
 from flows.spread import GANGS_PER_WORKER, spread
 from flows.stages.chain import Night
 from flows.stages.context import Context
+from flows.tune import tune
 from flows.turn import NIGHT
 from ptpipeline.errors import NotFound, TrainingError
 from ptpipeline.settings import Settings
@@ -196,6 +199,25 @@ def test_a_night_that_a_person_cancels_has_ended(
     assert night.state == noted
 
 
+def test_a_cancelled_night_ends_soon_although_the_ledger_is_away(
+    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "run")
+    monkeypatch.setattr(chronicle, "_CANCEL_SECONDS", 0.1)
+    begun, began = begin(context, NightlyRequest()), time.monotonic()
+    with ledger.database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE night RENAME TO elsewhere")
+    answers = {"GET /flow_runs/run": lambda _: (200, {"state_type": "CANCELLING"})}
+    with (
+        listening(Prefect(answers)) as prefect,
+        temporary_settings({PREFECT_API_URL: prefect.url}),
+        pytest.raises(TerminationSignal),
+        noting_cancellation(context, begun),
+    ):
+        raise TerminationSignal(15)
+    assert time.monotonic() - began < 10
+
+
 @pytest.fixture
 def context(ledger: Ledger, tmp_path: Path) -> Context:
     return Context(Settings(home=tmp_path, tasks=tmp_path), Registry(ledger, FolderStore(tmp_path / "store")))
@@ -238,6 +260,13 @@ def test_a_schedule_that_no_task_has_ends_the_night(ledger: Ledger) -> None:
         run(NightlyRequest(schedule="x", night="first"))
     [night] = list_nights(ledger, 9)
     assert (night.cause, night.state) == ("schedule x", "Failed")
+
+
+def test_a_tuning_of_a_task_that_is_not_there_ends_in_the_ledger(ledger: Ledger) -> None:
+    with pytest.raises(NotFound), temporary_settings({PREFECT_API_URL: None}):
+        tune.fn(TuneRequest(tasks=["missing"]))
+    [night] = list_nights(ledger, 9)
+    assert night.state == "Failed"
 
 
 # ---------------------------------------------------------------- several workers
