@@ -11,8 +11,9 @@ import pytest
 from prefect import __version__, flow
 from prefect.states import Failed
 
-from flows.steps import LEFT, _is_transient, report_suspended, run_plainly, step
+from flows.steps import DELAYS, LEFT, _is_transient, report_suspended, run_plainly, step
 from ptpipeline.errors import DataError, Overtaken, PtpError, ServiceUnavailable
+from registry.ledger.database import AWAY_SECONDS
 from registry.ledger.gang import GangLease
 from registry.ledger.ledger import Ledger
 from tests.flows.engine import running_flows
@@ -25,6 +26,10 @@ from tests.flows.server.test_prefect import Prefect, listening
 )
 def test_only_what_may_pass_by_itself_is_tried_again(error: Exception, again: bool) -> None:
     assert _is_transient(None, None, Failed(data=error)) == again  # type: ignore[arg-type]
+
+
+def test_what_is_between_the_steps_of_a_run_has_the_patience_of_a_step() -> None:
+    assert sum(DELAYS) == pytest.approx(AWAY_SECONDS, rel=0.01)
 
 
 @pytest.mark.parametrize("error", [ServiceUnavailable("away"), DataError("no rows")])
