@@ -8,6 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.on_demand.silence import Overdue, find_overdue, tell
 from flows.requests import AlarmRequest
 from flows.server.events import send_events
+from flows.stages.context import Context
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from registry.card.markdown import escape
@@ -21,11 +22,17 @@ def alarm(request: AlarmRequest = EVERYTHING) -> list[str]:
     be.
     """
     context = open_context()
-    overdue = step("look for silence", partial(find_overdue, context.registry, context.settings))
-    tell(context.registry, overdue)
+    overdue = step("look for silence", partial(look, context))
     create_markdown_artifact(key="alarm", markdown=render(overdue), description=f"{len(overdue)} overdue")
     step("send events", partial(send_events, context.settings, context.registry.ledger.database))
     return [one.sentence for one in overdue]
+
+
+def look(context: Context) -> list[Overdue]:
+    """Return what is overdue; an event tells others of it."""
+    overdue = find_overdue(context.registry, context.settings)
+    tell(context.registry, overdue)
+    return overdue
 
 
 def render(overdue: list[Overdue]) -> str:

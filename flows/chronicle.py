@@ -19,43 +19,53 @@ from flows.stages.chain import Night
 from flows.stages.context import Context, flow_run_page
 from flows.stages.outcome import Outcome
 from ptpipeline.errors import PtpError
+from ptpipeline.records.base import read_clock
+from registry.ledger.database import AWAY_SECONDS, outlasting
 from registry.ledger.nights import NightTask, RecordedNight, begin_night, end_night
 
 Result = TypeVar("Result")
 
+_CANCEL_SECONDS = 5.0  # a process that is told to end has ten
+
 log = logging.getLogger("ptpipeline.flows")
 
 
-def begin(context: Context, request: NightlyRequest | TuneRequest) -> str:
-    """Note that the flow run of this process begins; return the id of its night: that of the run that began it.
+def begin(context: Context, request: NightlyRequest | TuneRequest) -> RecordedNight:
+    """Note that the flow run of this process begins; return its night, which has the id of the run that began it.
 
     If that night has ended, a person runs the flow run again (Retry in Prefect): this is another night.
     """
     schedule, reason = getattr(request, "schedule", None), getattr(request, "reason", "")
     cause = f"schedule {schedule}" if schedule else reason or "asked for"
-    id_, ledger = getattr(request, "night", "") or str(flow_run.id), context.registry.ledger
+    ledger, again = context.registry.ledger, f"{flow_run.id} {flow_run.run_count}" if flow_run.run_count > 1 else None
+    night = RecordedNight(
+        id=getattr(request, "night", "") or str(flow_run.id),
+        flow=str(flow_run.flow_name),
+        cause=cause,
+        page=flow_run_page(context.settings),
+        started=read_clock().isoformat(),
+    )
 
-    again = f"{flow_run.id} {flow_run.run_count}" if flow_run.run_count > 1 else None
+    def note() -> RecordedNight:
+        known = night.model_copy(update={"started": ledger.database.time().isoformat()})
+        return known.model_copy(update={"id": begin_night(ledger, known, again)})
 
-    def note() -> str:
-        page, started = flow_run_page(context.settings), ledger.database.time().isoformat()
-        night = RecordedNight(id=id_, flow=str(flow_run.flow_name), cause=cause, page=page, started=started)
-        return begin_night(ledger, night, again)
-
-    return _keep(note) or id_
+    return _keep(note) or night
 
 
-def finish(context: Context, id_: str, night: Night, state: State[Any]) -> State[Any]:
-    """Note what the night of that id came to, and return its state."""
+def finish(
+    context: Context, begun: RecordedNight, night: Night, state: State[Any], patience: float = AWAY_SECONDS
+) -> State[Any]:
+    """Note what the night that began so came to, and return its state; a ledger that is away is asked for so long."""
     tasks = [_describe(outcome) for outcome in night.outcomes.values()]
     tasks += [NightTask(task=task, status="failed", reason=sentence) for task, sentence in night.errors.items()]
-    _keep(lambda: end_night(context.registry.ledger, id_, str(state.name), tasks))
+    _keep(lambda: end_night(context.registry.ledger, begun, str(state.name), tasks), patience)
     return state
 
 
 @contextmanager
-def noting_cancellation(context: Context, id_: str) -> Iterator[None]:
-    """If a person cancels the run of this process in the block, note that its night of that id ended so.
+def noting_cancellation(context: Context, begun: RecordedNight) -> Iterator[None]:
+    """If a person cancels the run of this process in the block, note that its night ended so.
 
     Else it would count as a night that still runs: none would be missed, and it would be too long.
     """
@@ -65,7 +75,7 @@ def noting_cancellation(context: Context, id_: str) -> Iterator[None]:
         raise
     except BaseException:  # the signal that ends the process
         if _is_cancelled():
-            finish(context, id_, Night({}, {}), Cancelled())
+            finish(context, begun, Night({}, {}), Cancelled(), _CANCEL_SECONDS)
         raise
 
 
@@ -90,10 +100,10 @@ def _describe(outcome: Outcome) -> NightTask:
     )
 
 
-def _keep(note: Callable[[], Result]) -> Result | None:
-    """A night that is done is not undone by a ledger that is away: only `ptp nights` lacks it."""
+def _keep(note: Callable[[], Result], patience: float = AWAY_SECONDS) -> Result | None:
+    """A night that is done is not undone by a ledger that stays away: only `ptp nights` lacks it."""
     try:
-        return note()
+        return outlasting(note, patience)()
     except PtpError as error:
         log.warning("`ptp nights` will not tell of this run: %s", error)
         return None

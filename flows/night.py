@@ -15,6 +15,7 @@ from flows.table import escape_words
 from ptpipeline.records.reports import PairedDifference, title_of
 from ptpipeline.records.verdicts import Check, Verdict
 from registry.card.markdown import escape
+from registry.ledger.database import outlasting
 from registry.registry import Registry
 
 _WIDE = ("reason", "page")  # columns that stand last
@@ -83,11 +84,16 @@ def render_verdict(outcome: Outcome, verdict: Verdict) -> str:
 
 def show_approvals(registry: Registry, approvals: Approvals) -> None:
     """Write the Markdown artifact `approval-<task>`: what people decided, over the report that they decided on."""
-    digest = registry.ledger.version(approvals.task, approvals.version).digest
-    verdict = registry.ledger.disclosed(approvals.task, digest).verdict
     key, told = f"approval-{approvals.task}", f"{approvals.task}@{approvals.version}: {approvals.status}"
-    markdown = render_approvals(approvals, verdict)
+    markdown = render_approvals(approvals, find_verdict(registry, approvals))
     outlast(f"the approvals of {approvals.task}", lambda: create_markdown_artifact(markdown, key, told))
+
+
+@outlasting
+def find_verdict(registry: Registry, approvals: Approvals) -> Verdict | None:
+    """Return the verdict that people decided on, as they may see it."""
+    digest = registry.ledger.version(approvals.task, approvals.version).digest
+    return registry.ledger.disclosed(approvals.task, digest).verdict
 
 
 def render_approvals(approvals: Approvals, verdict: Verdict | None) -> str:

@@ -40,24 +40,26 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     request = complete(request)
     context = open_context()
     context.started_by = name_starter(request.actor, request.schedule)
-    id_ = begin(context, request)
+    begun = begin(context, request)
     try:
-        mine = nullcontext() if request.resumes else noting_cancellation(context, id_)  # else that of whom it waits for
-        with mine, take_turn(context, request), noting_cancellation(context, id_):
+        mine = (
+            nullcontext() if request.resumes else noting_cancellation(context, begun)
+        )  # else that of whom it waits for
+        with mine, take_turn(context, request), noting_cancellation(context, begun):
             selection = select_tasks(context.settings, request.tasks)
             selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
             names = ", ".join(task.name for task in selection.tasks)
             _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
-            night = run(context, selection, choose_mode(request, id_))
-            state = finish(context, id_, night, end(night, "nightly"))
+            night = run(context, selection, choose_mode(request, begun.id))
+            state = finish(context, begun, night, end(night, "nightly"))
     except Skipped as skipped:
         state = skipped.end()
         if not request.resumes:  # else the row is that of the run that still works
-            state = finish(context, id_, Night({}, {}), state)
+            state = finish(context, begun, Night({}, {}), state)
     except Overtaken:
         raise  # the row is the other run's
     except PtpError as error:
-        finish(context, id_, Night({}, {}), Failed(message=str(error)))
+        finish(context, begun, Night({}, {}), Failed(message=str(error)))
         send_what_waits(context.settings, context.registry.ledger.database)
         raise
     send_what_waits(context.settings, context.registry.ledger.database)

@@ -8,7 +8,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-import stamina
 from prefect import task as prefect_task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -23,6 +22,7 @@ from flows.stages.chain import hide_message
 from flows.stages.context import Context
 from ptpipeline.errors import PtpError, Transient
 from ptpipeline.settings import load_settings
+from registry.ledger.database import outlasting
 
 # Seconds before each retry: a server may be away for ten minutes in all. All runs of a night lose the same server at
 # the same time, so each waits up to half as long again, by chance.
@@ -33,7 +33,7 @@ LEFT = "prefect.flow-run.left"  # an event of our own; the automation waits for 
 Result = TypeVar("Result")
 
 
-@stamina.retry(on=Transient, attempts=None, timeout=600, wait_initial=1.0, wait_max=60.0)
+@outlasting
 def open_context() -> Context:
     """Open the worker's settings; from here on the library's progress lines reach the run's page.
 

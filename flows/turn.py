@@ -15,6 +15,7 @@ from flows.requests import NightlyRequest
 from flows.server.automations import MOST_RESUMES
 from flows.stages.context import Context
 from ptpipeline.errors import LeaseHeld, TrainingError
+from registry.ledger.database import outlasting
 from registry.ledger.gang import SECONDS, holding
 
 NIGHT = "night"  # the lease that a night holds
@@ -42,7 +43,7 @@ def take_turn(context: Context, request: NightlyRequest, seconds: float = SECOND
     with ExitStack() as held:
         while True:
             if request.schedule:  # set by the scheduler: what a person asks for is never too late
-                time_now = context.registry.ledger.database.time()  # which no worker's clock decides
+                time_now = outlasting(context.registry.ledger.database.time)()  # which no worker's clock decides
                 check_lateness(runtime.flow_run.scheduled_start_time, time_now, context.settings.late_hours)
             try:
                 held.enter_context(holding(context.registry.ledger.database, [NIGHT], seconds=seconds))

@@ -9,6 +9,7 @@ from flows.stages.watch import find_changed
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from ptpipeline.errors import SettingsError
+from registry.ledger.database import outlasting
 
 EVERYTHING = WatchSourcesRequest()
 
@@ -24,7 +25,7 @@ def watch_sources(request: WatchSourcesRequest = EVERYTHING) -> list[str]:
         raise SettingsError("PTP_PREFECT is not set for this worker: set it to the API address of your Prefect")
     tasks = select_tasks(context.settings, request.tasks).tasks
     changed = step("watch sources", lambda: find_changed(context, tasks))
-    today = context.registry.ledger.database.time()  # the same day on every worker
+    today = outlasting(context.registry.ledger.database.time)()  # the same day on every worker
     for task, key in changed.items():
         asked = NightlyRequest(tasks=[task], reason="new data")
         trigger(context.settings.prefect, "nightly", asked, key_run("nightly", {task: key}, today))

@@ -24,6 +24,7 @@ TOPICS = {
     "flows/server/test_install.py": "automations against a small server",
     "flows/server/test_pieces.py": "the pieces of a bootstrap, one by one and without their servers",
     "flows/server/test_prefect.py": "Prefect's client side against a small server",
+    "flows/test_outages.py": "a night whose ledger or store is away at any instant",
     "flows/stages/test_isolation.py": "what an error ends, and what it does not",
     "flows/stages/test_measures.py": "what is measured beside a comparison",
     "flows/stages/test_modes.py": "how the chain runs: by force, elsewhere, beside another run",

@@ -46,7 +46,7 @@ _SLOW_LOOPS = {  # of Prefect's services; each looks every 5 s by default, and n
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "15",
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
     "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
-    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT20S",  # so late a dead worker may be noticed (automations.py)
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT20S",  # a dead worker is noticed early enough (automations.py)
 }
 
 

@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-import stamina
-
 from flows.stages.context import MACHINE, Context, Selection
 from flows.stages.ingest import ingest
 from flows.stages.judge import evaluate, gate
@@ -19,11 +17,12 @@ from flows.stages.plan import Plan, group, identify, plan
 from flows.stages.promote import promote
 from flows.stages.register import register
 from flows.stages.train import claim_trained, share, train
-from ptpipeline.errors import PtpError, Transient, place_of
+from ptpipeline.errors import PtpError, place_of
 from ptpipeline.gate.disclosure import disclose_verdict
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
+from registry.ledger.database import outlasting
 from registry.ledger.gang import GangLease, open_gangs, working_on
 from registry.registry import Registry
 
@@ -135,6 +134,7 @@ def _work_on(context: Context, gang: Sequence[_Planned], mode: Mode, night: Nigh
                     night.outcomes[task.name] = outcome.model_copy(update={"plan": todo.reason})
 
 
+@outlasting
 def _claim(context: Context, gang: Sequence[_Planned]) -> dict[str, TunedPrompt]:
     """Return the prompt of a task that need not train; nothing if it has to all the same, because it was collected."""
     first = gang[0].plan
@@ -176,9 +176,9 @@ def _settle(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mod
     return Candidate(tuned, report, verdict, version, promotion)
 
 
-@stamina.retry(on=Transient, attempts=8, timeout=120)
+@outlasting
 def _summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
-    """`summarise`; a ledger that does not answer for a moment must not turn what was promoted into a failure."""
+    """`summarise`; a ledger that does not answer for a while must not turn what was promoted into a failure."""
     return summarise(registry, task, candidate)
 
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from ptpipeline.serving.answerer import Answerer
@@ -23,6 +25,13 @@ class Figures(NamedTuple):
     errors: int
     median_ms: float
     slowest_ms: float
+
+
+class Exposition(NamedTuple):
+    """What Prometheus is told, and in which format."""
+
+    body: bytes
+    media_type: str
 
 
 class _Version:
@@ -77,9 +86,13 @@ class Metrics:
         ordered = sorted(known.recent)
         return Figures(known.answers, known.errors, ordered[len(ordered) // 2] * 1000, ordered[-1] * 1000)
 
-    def render(self) -> bytes:
-        """Return everything in Prometheus's text format."""
-        return generate_latest(self._registry)
+    def render(self, accept: str) -> Exposition:
+        """Return everything as OpenMetrics if the header Accept names it, else in Prometheus's older text."""
+        kinds = [kind.partition(";")[0].strip() for kind in accept.split(",")]
+        if "application/openmetrics-text" in kinds:
+            told: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return Exposition(told, openmetrics.CONTENT_TYPE_LATEST)
+        return Exposition(generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class _Observed(Collector):

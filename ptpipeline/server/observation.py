@@ -73,7 +73,8 @@ def make_router(service: Service, ending: Ending) -> APIRouter:
         """Tell what Prometheus wants to know. They name every task, so the caller has to be one who may use all."""
         if caller_of(request).tasks:
             raise Refusal(403, "the metrics name every task: ask with a token that may use all", "forbidden_task")
-        return PlainTextResponse(service.metrics.render(), media_type="text/plain; version=0.0.4")
+        told = service.metrics.render(request.headers.get("accept", ""))
+        return Response(told.body, media_type=told.media_type)
 
     return router
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
+import stamina
 from filelock import FileLock, Timeout
 from sqlalchemy import (
     Connection,
@@ -38,8 +39,11 @@ _REFUSED = re.compile(
 )
 _NO_RIGHT = "42501"  # insufficient_privilege
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
+AWAY_SECONDS = 600.0  # that ledger or store may be away before what a run does is given up
 
 Fill = Callable[[Connection], None]
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 class Database:
@@ -253,6 +257,11 @@ class Database:
                 f"PTP_LEDGER: {self.name}: this user may not read and write it; let its owner run this, or name a "
                 "ledger of your own"
             ) from None
+
+
+def outlasting(work: Callable[Parameters, Result], seconds: float = AWAY_SECONDS) -> Callable[Parameters, Result]:
+    """Return work that is tried again, for so long, while the ledger or the store that it asks is away."""
+    return stamina.retry(on=ServiceUnavailable, attempts=None, timeout=seconds, wait_max=10.0)(work)
 
 
 def seconds_left(expires_at: float, now: float, longest: float) -> float:

@@ -14,22 +14,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import stamina
 from sqlalchemy import Connection, select, tuple_, update
 
-from ptpipeline.errors import LeaseHeld, Overtaken, PtpError, ServiceUnavailable
+from ptpipeline.errors import LeaseHeld, Overtaken, PtpError
 from registry.ledger import tables
-from registry.ledger.database import Database
+from registry.ledger.database import Database, outlasting
 from registry.ledger.lease import Lease
 
-AWAY_SECONDS = 300.0  # that a ledger may be away when a lease is taken, noted or looked for
 SECONDS = 30.0  # that a lease lasts: so long its tasks wait for a worker that died on another machine
 _BEATS = 3  # how often it is extended in that time
 _POLL_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
-
-_outlasting = stamina.retry(on=ServiceUnavailable, attempts=None, timeout=AWAY_SECONDS, wait_max=10.0)
 
 
 class GangLease:
@@ -80,7 +76,7 @@ class GangLease:
         with self._database.writing() as connection:
             self.keep(connection)
 
-    @_outlasting
+    @outlasting
     def note(self, gang: str | None) -> None:
         """Write down, or forget, in which gang the tasks train: `open_gangs` tells whoever takes them over."""
         with self._database.writing() as connection:
@@ -147,7 +143,7 @@ def holding(
             log.warning("a lease could not be given back: %s", error)
 
 
-@_outlasting
+@outlasting
 def open_gangs(database: Database, tasks: Sequence[str]) -> dict[str, str]:
     """Return the gang of each of these tasks whose training has begun and not ended."""
     table = tables.lease
@@ -165,7 +161,7 @@ def _take(lease: GangLease, wait: float) -> None:
     deadline = time.monotonic() + wait
     while True:
         try:
-            return _outlasting(lease.take)()
+            return outlasting(lease.take)()
         except LeaseHeld as held:
             if time.monotonic() >= deadline:
                 raise LeaseHeld(

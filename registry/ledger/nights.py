@@ -5,7 +5,7 @@ A row of a night is written when it begins, and completed once, when it ends: on
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, func, select, update
 
@@ -53,7 +53,7 @@ def begin_night(ledger: Ledger, night: RecordedNight, again: str | None = None) 
 
     If the night of that id has ended, and is run `again`, that is the id of another night.
     """
-    row = night.model_dump(exclude={"tasks", "ended", "state"})
+    row = _row(night)
     with ledger.database.writing() as connection:
         ended = select(tables.night.c.ended).where(tables.night.c.id == night.id)
         if again and connection.execute(ended).scalar_one_or_none():
@@ -62,16 +62,24 @@ def begin_night(ledger: Ledger, night: RecordedNight, again: str | None = None) 
     return str(row["id"])
 
 
-def end_night(ledger: Ledger, id_: str, state: str, tasks: Sequence[NightTask]) -> None:
-    """Note how a night ended, and what it came to for each task; a night that has ended stays as it is."""
-    night, night_task = tables.night, tables.night_task
+def end_night(ledger: Ledger, night: RecordedNight, state: str, tasks: Sequence[NightTask]) -> None:
+    """Note how a night ended, and what it came to for each task; a night that has ended stays as it is.
+
+    One whose beginning could not be noted, because the ledger was away, is noted now.
+    """
+    table, night_task = tables.night, tables.night_task
     with ledger.database.writing() as connection:
-        mine = update(night).where(night.c.id == id_, night.c.ended.is_(None))
+        connection.execute(insert(connection, table).values(**_row(night)).on_conflict_do_nothing())
+        mine = update(table).where(table.c.id == night.id, table.c.ended.is_(None))
         if connection.execute(mine.values(ended=read_time(connection), state=state)).rowcount:
-            emit(connection, "night_ended", _describe(connection, id_, state, tasks))
+            emit(connection, "night_ended", _describe(connection, night.id, state, tasks))
             for task in tasks:
-                row = {"night": id_, "at": read_time(connection), **task.model_dump()}
+                row = {"night": night.id, "at": read_time(connection), **task.model_dump()}
                 connection.execute(insert(connection, night_task).values(**row).on_conflict_do_nothing())
+
+
+def _row(night: RecordedNight) -> dict[str, Any]:
+    return night.model_dump(exclude={"tasks", "ended", "state"})
 
 
 def _describe(connection: Connection, id_: str, state: str, tasks: Sequence[NightTask]) -> dict[str, object]:

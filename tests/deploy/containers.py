@@ -216,7 +216,7 @@ def _bind_script(name: str, place: Path, root: Path) -> list[str]:
 
 
 def _bind_volume(volume: str, root: Path, volumes: dict[str, Path]) -> list[str]:
-    name, target, *mode = volume.split(":")
+    name, target, *mode = volume.split(":") if ":" in volume else (volume, volume)  # or without a name
     lines = _bind(volumes[name], root, target)
     return [*lines, f"mount -o remount,bind,ro {root}{target}"] if mode == ["ro"] else lines
 

@@ -59,7 +59,7 @@ class Factory(NamedTuple):
         if kind:
             home = self.network.folder / f"home-{name}"
             _make_owned(home, 10001)
-            volumes = {**volumes, "home": home}
+            volumes = {**volumes, "/var/lib/ptp": home}
         if name == "postgres":
             service = _with_first_start(service)
         if "../tasks:/project/tasks:ro" in service.get("volumes", []):  # base models and rows are named absolutely

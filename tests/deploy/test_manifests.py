@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.settings.models.server.events import ServerEventsSettings
 from prefect.utilities.templating import apply_values
 
+from flows.server.automations import SILENT_SECONDS
 from flows.server.bootstrap import read_template
 from tests.deploy.manifests import (
     CHECKOUT,
@@ -228,6 +230,27 @@ def test_every_service_of_compose_is_unprivileged_and_bounded() -> None:
         assert re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?(-[a-z]+)?", service["image"]), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert "healthcheck" in service or name.startswith(("worker", "trainer")) or name == "bootstrap"
+
+
+def test_no_two_workers_share_a_home(built: dict[str, list[dict[str, Any]]]) -> None:
+    """All that they share are object store and databases; each may be started several times."""
+    named = {name: set(service.get("volumes", [])) for name, service in COMPOSE["services"].items()}
+    for name in ("worker", "trainer", "trainer-gpu"):
+        assert named[name] == {"../tasks:/project/tasks:ro", "/var/lib/ptp"}, name  # the second of each container
+    kept = [volume.partition(":")[0] for volumes in named.values() for volume in volumes if ":" in volume]
+    assert {volume for volume in kept if kept.count(volume) > 1} == {"../tasks"}
+    homes = [volume for one in pods(built) for volume in pod_of(one).get("volumes", []) if volume["name"] == "home"]
+    assert len([home for home in homes if "emptyDir" in home]) > 8
+    assert {home["persistentVolumeClaim"]["claimName"] for home in homes if "emptyDir" not in home} == {"prefect"}
+
+
+def test_the_page_tells_how_often_prefect_asks_by_default_and_how_often_it_has_to() -> None:
+    page = (CHECKOUT / "docs" / "deploy.md").read_text()
+    default = ServerEventsSettings.model_fields["proactive_granularity"].default
+    set_ = COMPOSE["services"]["prefect"]["environment"]["PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY"]
+    assert f"It asks every {default.seconds} s whether a worker has been silent for {SILENT_SECONDS} s" in page
+    assert f"PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY={set_}`" in page
+    assert SILENT_SECONDS + int(set_.strip("PTS")) < 120  # seconds, in which a dead worker is noticed
 
 
 # ---------------------------------------------------------------- secrets

@@ -1,13 +1,10 @@
 """The chain of steps as Prefect runs it: retries, isolation of failures, the final state."""
 
-import logging
 from collections.abc import Iterator
 
 import pytest
 from prefect import flow
 from prefect.artifacts import Artifact
-from prefect.events.worker import EventsWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from benchmarks.fixtures.prompts import a_request, a_task
 from flows.night import build_table, end, show_verdict
@@ -18,23 +15,15 @@ from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.records.reports import PairedDifference
 from ptpipeline.task.folder import find_task
 from tests.e2e.conftest import Project
+from tests.flows.engine import running_flows
 
 pytestmark = pytest.mark.servers
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server(project: Project) -> Iterator[None]:
-    settings = {
-        PREFECT_HOME: project.home / "prefect",
-        PREFECT_API_URL: project.prefect,
-        PREFECT_LOGGING_TO_API_ENABLED: False,
-    }
-    with temporary_settings(settings):
+    with running_flows(project.prefect, project.home / "prefect"):
         yield
-        EventsWorker.drain_all()  # else it goes on trying after the server is down
-    root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if type(handler).__module__.startswith("prefect")]:
-        root.removeHandler(handler)  # else it prints what later tests of this process log
 
 
 def test_transient_errors_are_retried() -> None:

@@ -1,22 +1,26 @@
 """What the ledger tells of a night, mostly of one that did not come to its tasks; no Prefect server runs here."""
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+import stamina
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 
+from flows import chronicle
 from flows.chronicle import begin, finish, noting_cancellation
 from flows.nightly import choose_mode, complete, nightly
 from flows.requests import GangRequest, NightlyRequest, TuneRequest
 from flows.spread import GANGS_PER_WORKER, spread
 from flows.stages.chain import Night
 from flows.stages.context import Context
+from flows.tune import tune
 from flows.turn import NIGHT
 from ptpipeline.errors import NotFound, TrainingError
 from ptpipeline.settings import Settings
@@ -153,7 +157,7 @@ def test_the_cause_of_a_night_is_its_schedule_else_what_was_given(
     ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch, request_: NightlyRequest, cause: str
 ) -> None:
     monkeypatch.setitem(vars(flow_run), "id", "run")
-    assert begin(context, request_) == "run"
+    assert begin(context, request_).id == "run"
     [night] = list_nights(ledger, 9)
     assert (night.id, night.cause, night.ended) == ("run", cause, None)
 
@@ -162,7 +166,7 @@ def test_a_night_is_known_by_the_run_that_began_it(
     ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(vars(flow_run), "id", "second")
-    assert begin(context, NightlyRequest(night="first")) == "first"
+    assert begin(context, NightlyRequest(night="first")).id == "first"
 
 
 def test_a_night_that_prefect_runs_again_after_its_end_is_another_night(
@@ -173,7 +177,7 @@ def test_a_night_that_prefect_runs_again_after_its_end_is_another_night(
     monkeypatch.setitem(vars(flow_run), "run_count", 2)
     again = begin(context, NightlyRequest())
     finish(context, again, Night({}, {}), Completed())
-    assert again == "run 2"
+    assert again.id == "run 2"
     assert [(night.id, night.state) for night in list_nights(ledger, 9)] == [("run 2", "Completed"), ("run", "Failed")]
 
 
@@ -182,17 +186,36 @@ def test_a_night_that_a_person_cancels_has_ended(
     ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch, state: str, noted: str | None
 ) -> None:
     monkeypatch.setitem(vars(flow_run), "id", "run")
-    id_ = begin(context, NightlyRequest())
+    begun = begin(context, NightlyRequest())
     answers = {"GET /flow_runs/run": lambda _: (200, {"state_type": state})}
     with (
         listening(Prefect(answers)) as prefect,
         temporary_settings({PREFECT_API_URL: prefect.url}),
         pytest.raises(TerminationSignal),
-        noting_cancellation(context, id_),
+        noting_cancellation(context, begun),
     ):
         raise TerminationSignal(15)
     [night] = list_nights(ledger, 9)
     assert night.state == noted
+
+
+def test_a_cancelled_night_ends_soon_although_the_ledger_is_away(
+    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "run")
+    monkeypatch.setattr(chronicle, "_CANCEL_SECONDS", 0.1)
+    begun, began = begin(context, NightlyRequest()), time.monotonic()
+    with ledger.database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE night RENAME TO elsewhere")
+    answers = {"GET /flow_runs/run": lambda _: (200, {"state_type": "CANCELLING"})}
+    with (
+        listening(Prefect(answers)) as prefect,
+        temporary_settings({PREFECT_API_URL: prefect.url}),
+        pytest.raises(TerminationSignal),
+        noting_cancellation(context, begun),
+    ):
+        raise TerminationSignal(15)
+    assert time.monotonic() - began < 10
 
 
 @pytest.fixture
@@ -201,11 +224,11 @@ def context(ledger: Ledger, tmp_path: Path) -> Context:
 
 
 def test_what_a_night_came_to_is_kept_task_by_task(ledger: Ledger, context: Context) -> None:
-    id_, state = begin(context, NightlyRequest(night="first")), Completed(name="Awaiting approval")
+    begun, state = begin(context, NightlyRequest(night="first")), Completed(name="Awaiting approval")
     cost = {"tokens": 900, "seconds": 2.0, "processor_seconds": 3.5, "rows": 110}
     mood = OUTCOME.model_copy(update={**cost, "plan": "new rows"})
     told = OUTCOME.model_copy(update={"task": "topic"})
-    assert finish(context, id_, Night({"mood": mood, "topic": told}, {"tone": "no rows"}), state) is state
+    assert finish(context, begun, Night({"mood": mood, "topic": told}, {"tone": "no rows"}), state) is state
     [night] = list_nights(ledger, 9)
     assert (night.state, night.ended is None) == ("Awaiting approval", False)
     kept = {task.task: task for task in night.tasks}
@@ -220,9 +243,16 @@ def test_a_ledger_that_cannot_keep_it_ends_no_night(
     ledger: Ledger, context: Context, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ledger.database.writing() as connection:
-        connection.exec_driver_sql("DROP TABLE night")
-    assert begin(context, NightlyRequest(night="first")) == "first"
+        connection.exec_driver_sql("ALTER TABLE night RENAME TO elsewhere")
+    with stamina.set_testing(True, attempts=3, cap=True):
+        begun = begin(context, NightlyRequest(night="first"))
+    assert begun.id == "first"
     assert "`ptp nights` will not tell of this run" in caplog.text
+    with ledger.database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO night")
+    finish(context, begun, Night({}, {"tone": "no rows"}), Failed())
+    [night] = list_nights(ledger, 9)
+    assert (night.state, night.cause, [task.task for task in night.tasks]) == ("Failed", "asked for", ["tone"])
 
 
 def test_a_schedule_that_no_task_has_ends_the_night(ledger: Ledger) -> None:
@@ -230,6 +260,13 @@ def test_a_schedule_that_no_task_has_ends_the_night(ledger: Ledger) -> None:
         run(NightlyRequest(schedule="x", night="first"))
     [night] = list_nights(ledger, 9)
     assert (night.cause, night.state) == ("schedule x", "Failed")
+
+
+def test_a_tuning_of_a_task_that_is_not_there_ends_in_the_ledger(ledger: Ledger) -> None:
+    with pytest.raises(NotFound), temporary_settings({PREFECT_API_URL: None}):
+        tune.fn(TuneRequest(tasks=["missing"]))
+    [night] = list_nights(ledger, 9)
+    assert night.state == "Failed"
 
 
 # ---------------------------------------------------------------- several workers

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from ptpipeline.server.metrics import RECENT, Figures, Metrics
@@ -57,6 +58,22 @@ def test_answers_tokens_and_batches_are_counted(served: Running) -> None:
     assert found["ptp_serve_store_age_seconds"][()] < 30
 
 
+ACCEPTED = "application/openmetrics-text; version=1.0.0; q=0.5, text/plain;version=0.0.4;q=0.4"  # by Prometheus
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [(ACCEPTED, "application/openmetrics-text; version=1.0.0"), ("*/*", "text/plain; version=0.0.4")],
+)
+def test_whoever_accepts_openmetrics_gets_it_and_everybody_else_the_older_text(
+    served: Running, accept: str, kind: str
+) -> None:
+    answer = httpx.get(f"{served.url}/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
+    parse = openmetrics.text_string_to_metric_families if "open" in kind else text_string_to_metric_families
+    assert "ptp_serve_requests" in {family.name for family in parse(answer.text)}
+
+
 def test_the_page_is_told_the_median_and_the_slowest_of_the_last_answers() -> None:
     metrics = Metrics(None, None)  # type: ignore[arg-type]  # nothing is asked of them
     assert metrics.figures("a" * 64) == Figures(0, 0, 0.0, 0.0)
@@ -78,7 +95,7 @@ class Counted:
 def test_each_figure_is_told_under_its_name_also_before_the_store_was_reached(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     live = Live(store, OnEngine(), tmp_path / "home")
-    told = Metrics(live, Counted()).render().decode()  # type: ignore[arg-type]
+    told = Metrics(live, Counted()).render("").body.decode()  # type: ignore[arg-type]
     figures = dict(re.findall(r"^ptp_serve_(\w+) (.+)$", told, re.MULTILINE))
     assert figures == {
         "waiting": "11.0", "generating": "12.0", "batches_total": "13.0", "batched_texts_total": "14.0",
@@ -86,7 +103,10 @@ def test_each_figure_is_told_under_its_name_also_before_the_store_was_reached(tm
     }  # fmt: skip
     point(store, 1, add_version(store, a_prompt(" yes"), 1), 7)
     live.poll()
-    assert f'ptp_serve_version{{alias="production",task="{TASK}"}} 1.0' in Metrics(live, Counted()).render().decode()  # type: ignore[arg-type]
+    assert (
+        f'ptp_serve_version{{alias="production",task="{TASK}"}} 1.0'
+        in Metrics(live, Counted()).render("").body.decode()
+    )  # type: ignore[arg-type]
 
 
 def test_a_stranger_cannot_make_new_series(served: Running) -> None:

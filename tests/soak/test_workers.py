@@ -7,8 +7,10 @@ could not show that two machines are faster.
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows.requests import NightlyRequest
@@ -55,18 +57,35 @@ def night(factory: Factory) -> tuple[float, list[str]]:
     Each task trains; a candidate that is no better than the one of the night before fails its gate, as it should.
     """
     began = time.monotonic()
+    before = trainings(factory)
     run = trigger(factory.api, "nightly", NightlyRequest())
     *_, end = follow(factory.api, run)
     seconds = time.monotonic() - began
-    assert_trained(end)
+    assert_trained(end, trainings(factory) - before)
     return seconds, gangs_of(factory)
 
 
-def assert_trained(end: object) -> None:
+def assert_trained(end: object, trained: Counter[str]) -> None:
     assert isinstance(end, Finished)
     assert len(end.rows) == TASKS
     assert {row["status"] for row in end.rows} <= {"promoted", "gate failed"}, end.message
     assert "unchanged" not in {row["plan"] for row in end.rows}
+    assert trained == {f"fruit-{number}": 1 for number in range(TASKS)}
+
+
+def trainings(factory: Factory) -> Counter[str]:
+    """How often each task was trained so far."""
+    password = (factory.secrets / "mlflow_password").read_text()
+    return count_trainings(f"http://{factory.network.address('mlflow')}:5000", password)
+
+
+def count_trainings(mlflow: str, password: str) -> Counter[str]:
+    """How often each task was trained: each training is a run in MLflow, which one that is resumed goes on with."""
+    ask = partial(httpx.post, headers={"Host": "mlflow:5000"}, auth=("ptp", password))
+    experiments = ask(f"{mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 1000}).json()["experiments"]
+    body = {"experiment_ids": [one["experiment_id"] for one in experiments], "max_results": 1000}
+    runs = ask(f"{mlflow}/api/2.0/mlflow/runs/search", json=body).json().get("runs", [])
+    return Counter(tag["value"] for run in runs for tag in run["data"]["tags"] if tag["key"] == "ptp.task")
 
 
 def gangs_of(factory: Factory) -> list[str]:
@@ -98,6 +117,7 @@ def test_a_worker_that_is_added_in_the_night_takes_a_gang_within_half_a_minute(f
     factory.running["trainer-2"].stop()
     for number in range(TASKS):
         write_task(factory.project, number, 2)
+    trained = trainings(factory)
     run = trigger(factory.api, "nightly", NightlyRequest())
     before = gangs_of(factory)
     while len(gangs_of(factory)) == len(before):
@@ -110,5 +130,5 @@ def test_a_worker_that_is_added_in_the_night_takes_a_gang_within_half_a_minute(f
     seconds = time.monotonic() - began
     *_, end = follow(factory.api, run)
     print(f"the added worker had a gang after {seconds:.0f} s")
-    assert_trained(end)
+    assert_trained(end, trainings(factory) - trained)
     assert seconds < 30

@@ -145,7 +145,7 @@ def test_a_night_is_told_by_what_changed_and_one_that_did_not_end_too(registry: 
     assert "no night has run yet: `ptp trigger` starts one" in ptp("nights").stderr
     begin_night(registry.ledger, a_night("one").model_copy(update={"page": "http://prefect/runs/1"}))
     same = MOOD.model_copy(update={"task": "topic", "status": "unchanged"})
-    end_night(registry.ledger, "one", "Failed", [TONE, MOOD, same])
+    end_night(registry.ledger, a_night("one"), "Failed", [TONE, MOOD, same])
     begin_night(registry.ledger, a_night("two", "2026-11-27T02:00:00+00:00"))
     lines = ptp("nights").stdout.splitlines()
     assert lines[0] == "2026-11-27 02:00 UTC  nightly, schedule x: no end; no tasks; did not end, or runs still"

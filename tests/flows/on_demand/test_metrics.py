@@ -1,10 +1,13 @@
 """Metrics of tasks and nights, as Prometheus reads them."""
 
 import os
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.fixtures.prompts import a_task, published
@@ -24,14 +27,18 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def test_prometheus_reads_the_metrics(ledger: Ledger, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parse", [text_string_to_metric_families, openmetrics.text_string_to_metric_families])
+def test_both_formats_of_prometheus_read_the_metrics(
+    ledger: Ledger, tmp_path: Path, parse: Callable[[str], Iterator[Metric]]
+) -> None:
+    """node_exporter's textfile collector reads the older one, where `# EOF` is a comment."""
     begin_night(ledger, a_night("one"))
-    end_night(ledger, "one", "Completed", [MOOD])
+    end_night(ledger, a_night("one"), "Completed", [MOOD])
     write_metrics(ledger, tmp_path / "ptp.prom")
     assert (tmp_path / "ptp.prom").stat().st_mode & 0o777 == 0o644
     read = {
         (sample.name, *sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families((tmp_path / "ptp.prom").read_text())
+        for family in parse((tmp_path / "ptp.prom").read_text())
         for sample in family.samples
     }
     assert read["ptp_task_nights_total", "mood", "promoted"] == 1
@@ -71,7 +78,7 @@ def test_production_alone_is_a_metric_of_what_answers(ledger: Ledger, tmp_path: 
 def test_a_failed_verdict_and_each_kind_of_seconds_are_told_apart(ledger: Ledger) -> None:
     begin_night(ledger, a_night("one"))
     failed = MOOD.model_copy(update={"verdict": "failed: gain", "processor_seconds": 7.5})
-    end_night(ledger, "one", "Gate failed", [failed])
+    end_night(ledger, a_night("one"), "Gate failed", [failed])
     read = samples(ledger)
     assert read["ptp_task_gate_passed", "mood"] == 0
     assert (read["ptp_task_train_seconds_total", "mood"], read["ptp_task_processor_seconds_total", "mood"]) == (
@@ -82,7 +89,7 @@ def test_a_failed_verdict_and_each_kind_of_seconds_are_told_apart(ledger: Ledger
 
 def test_the_last_night_of_each_flow_is_told_and_how_long_the_last_took_that_ended(ledger: Ledger) -> None:
     begin_night(ledger, a_night("one"))
-    end_night(ledger, "one", "Completed", [])
+    end_night(ledger, a_night("one"), "Completed", [])
     begin_night(ledger, a_night("two", "2026-11-27T02:00:00+00:00"))
     begin_night(ledger, a_night("other").model_copy(update={"flow": "tune"}))
     read = samples(ledger)
@@ -101,7 +108,7 @@ def test_an_empty_ledger_has_metrics_without_samples(ledger: Ledger) -> None:
 
 def test_a_task_without_a_verdict_has_no_metric_of_one(ledger: Ledger) -> None:
     begin_night(ledger, a_night("one"))
-    end_night(ledger, "one", "Failed", [TONE])
+    end_night(ledger, a_night("one"), "Failed", [TONE])
     read = samples(ledger)
     assert read["ptp_task_nights_total", "failed", "tone"] == 1
     assert ("ptp_task_gate_passed", "tone") not in read

@@ -15,7 +15,7 @@ from ptpipeline.task.task import Schedule
 from registry.ledger import tables
 from registry.ledger.events import take_due
 from registry.ledger.ledger import Ledger
-from registry.ledger.nights import NightTask, RecordedNight, begin_night, end_night
+from registry.ledger.nights import NightTask, RecordedNight, begin_night, end_night, list_nights
 from registry.registry import Registry
 
 NOON = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -53,7 +53,8 @@ class Place:
         begin_night(self.registry.ledger, row)
 
     def end(self, id_: str, *tasks: NightTask, state: str = "Completed") -> None:
-        end_night(self.registry.ledger, id_, state, tasks)
+        [begun] = [night for night in list_nights(self.registry.ledger, 99) if night.id == id_]
+        end_night(self.registry.ledger, begun, state, tasks)
 
     def overdue(self, time: datetime = NOON) -> list[Overdue]:
         return find_overdue(self.registry, self.settings, time)

@@ -52,7 +52,7 @@ def filled(ledger: Ledger, tmp_path: Path) -> Registry:
     first = promote(registry, task, published(registry, task, 1), ME)
     published(registry, task, 2, first.digest)
     begin_night(ledger, a_night("one"))
-    end_night(ledger, "one", "Failed", [MOOD, TONE])
+    end_night(ledger, a_night("one"), "Failed", [MOOD, TONE])
     return registry
 
 
@@ -87,14 +87,22 @@ def test_a_ledger_moves_from_sqlite_to_postgresql(tmp_path: Path, postgres: Post
     moved.close()
 
 
-def test_what_came_after_the_backup_is_healed_from_the_store(filled: Registry, tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database without tables, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'again.db'}"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.create_database(f"again-{uuid.uuid4().hex}")
+
+
+def test_what_came_after_the_backup_is_healed_from_the_store(filled: Registry, tmp_path: Path, empty: str) -> None:
     task = a_task("mood")
     back_up(filled.ledger.database, tmp_path / "old")
     promote(filled, task, 2, ME)
     third = published(filled, task, 3, filled.ledger.version("mood", 2).digest)
-    url = f"sqlite:///{tmp_path / 'again.db'}"
-    restore(url, tmp_path / "old")
-    again = Registry(Ledger(url), filled.store)
+    restore(empty, tmp_path / "old")
+    again = Registry(Ledger(empty), filled.store)
     assert [head.version for head in again.ledger.heads()] == [1]
     with pytest.raises(PromotionRefused, match="restored from an older backup"):
         promote(again, task, 2, ME)
@@ -106,6 +114,7 @@ def test_what_came_after_the_backup_is_healed_from_the_store(filled: Registry, t
     head = again.ledger.head("mood", PRODUCTION)
     assert head is not None
     assert promote(again, task, third, ME).seq == head.seq + 1
+    again.ledger.close()
 
 
 @pytest.mark.parametrize("schema", ROWS)

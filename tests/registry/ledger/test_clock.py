@@ -47,8 +47,9 @@ def test_a_fresh_verdict_is_fresh(ledger: Ledger) -> None:
 
 def test_a_night_begins_and_ends_when_it_did(ledger: Ledger) -> None:
     started = ledger.database.time().isoformat()
-    begin_night(ledger, RecordedNight(id="n", flow="nightly", cause="me", page=None, started=started))
-    end_night(ledger, "n", "Completed", [NightTask(task="mood", status="promoted", reason="r")])
+    begun = RecordedNight(id="n", flow="nightly", cause="me", page=None, started=started)
+    begin_night(ledger, begun)
+    end_night(ledger, begun, "Completed", [NightTask(task="mood", status="promoted", reason="r")])
     [night] = list_nights(ledger, 1)
     [total] = sum_tasks(ledger)
     assert is_now(night.started)
