@@ -42,9 +42,8 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     context.started_by = name_starter(request.actor, request.schedule)
     begun = begin(context, request)
     try:
-        mine = (
-            nullcontext() if request.resumes else noting_cancellation(context, begun)
-        )  # else that of whom it waits for
+        # while a run that resumes waits, the row is that of the run that it waits for
+        mine = nullcontext() if request.resumes else noting_cancellation(context, begun)
         with mine, take_turn(context, request), noting_cancellation(context, begun):
             selection = select_tasks(context.settings, request.tasks)
             selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
