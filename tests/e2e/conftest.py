@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from typing import NamedTuple
 import pytest
 
 from flows.local.stack import Stack, down, read, up
+from flows.server.deploy import deploy
 from ptpipeline.errors import StackError
 from ptpipeline.settings import load_settings
+from ptpipeline.task.folder import load_task
 from tests.tiny import tiny_base
 
 TASK = """\
@@ -171,3 +174,16 @@ def write_project(folder: Path) -> None:
             label = numbers.choice(["good", "bad"])
             fruit = "apple pear plum" if label == "good" else "stone dust mud"
             rows.writerow([f"{fruit} {number} {numbers.randrange(10**6)}", label])
+
+
+@contextmanager
+def another_task(project: Project, name: str, text: str) -> Iterator[None]:
+    """A task beside `fruit`, without a schedule, known to Prefect."""
+    path, fruit = project.folder / "tasks" / f"{name}.yaml", load_task(project.folder / "tasks" / "fruit.yaml")
+    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("schedule")))
+    deploy(load_settings(), [fruit, load_task(path)])
+    try:
+        yield
+    finally:
+        path.unlink()
+        deploy(load_settings(), [fruit])

@@ -1,8 +1,6 @@
 """Nights that something disturbs: MLflow that is away, the clock, another night, a person who cancels."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +17,7 @@ from flows.server.trigger import trigger
 from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import load_task
 from registry.registry import open_registry
-from tests.e2e.conftest import Project
+from tests.e2e.conftest import Project, another_task
 from tests.e2e.test_down import LONG, log_of, process_of
 from tests.e2e.test_flows import followed
 from tests.waiting import wait_for
@@ -29,19 +27,6 @@ pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(1800)]
 AWAY_SECONDS = 120.0
 ENDED_SECONDS = 10.0
 PATIENCE = 600.0  # with a machine that is busy
-
-
-@contextmanager
-def another_task(project: Project, name: str, text: str) -> Iterator[None]:
-    """A task beside `fruit`, without a schedule, known to Prefect."""
-    path, fruit = project.folder / "tasks" / f"{name}.yaml", load_task(project.folder / "tasks" / "fruit.yaml")
-    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("schedule")))
-    deploy(load_settings(), [fruit, load_task(path)])
-    try:
-        yield
-    finally:
-        path.unlink()
-        deploy(load_settings(), [fruit])
 
 
 def state_of(project: Project, run: str) -> dict[str, Any]:

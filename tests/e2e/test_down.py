@@ -17,14 +17,12 @@ from flows.local.servers import mark_prefix
 from flows.local.stack import down, up
 from flows.requests import NightlyRequest
 from flows.server.api import call
-from flows.server.deploy import deploy
 from flows.server.trigger import trigger
 from ptpipeline.settings import load_settings
 from ptpipeline.storage import open_store
-from ptpipeline.task.folder import load_task
 from registry.ledger.ledger import Ledger
 from registry.registry import open_registry
-from tests.e2e.conftest import TASK, Project
+from tests.e2e.conftest import TASK, Project, another_task
 from tests.e2e.test_flows import followed
 from tests.waiting import wait_for
 
@@ -39,14 +37,9 @@ LONG = LONG.replace("eval_every: 6", f"eval_every: {STEPS // 2}")
 
 @pytest.fixture
 def orchard(project: Project) -> Iterator[None]:
-    """A task that trains long enough to be ended on the way, known to Prefect; without a schedule."""
-    path, fruit = project.folder / "tasks" / "orchard.yaml", load_task(project.folder / "tasks" / "fruit.yaml")
-    text = LONG.format(rows=project.folder / "fruit.csv")
-    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("schedule")))
-    deploy(load_settings(), [fruit, load_task(path)])
-    yield
-    path.unlink()
-    deploy(load_settings(), [fruit])
+    """A task that trains long enough to be ended on the way."""
+    with another_task(project, "orchard", LONG.format(rows=project.folder / "fruit.csv")):
+        yield
 
 
 def log_of(project: Project, run: str) -> str:
