@@ -16,7 +16,7 @@ from flows.clock import check_clock
 from flows.night import end, name_starter, show_verdict
 from flows.requests import GangRequest, NightlyRequest
 from flows.server.events import send_what_waits
-from flows.server.schedules import distinct_schedules, find_slug, scheduled_under
+from flows.server.schedules import distinct_schedules, find_scheduled, find_slug
 from flows.spread import count_parts, spread
 from flows.stages.chain import PATIENCE, Mode, Night, run
 from flows.stages.context import select_tasks
@@ -94,7 +94,7 @@ def narrow(tasks: list[Task], schedule: str | None) -> list[Task]:
     """
     if schedule is None:
         return tasks
-    scheduled = scheduled_under(tasks, schedule)
+    scheduled = find_scheduled(tasks, schedule)
     if not scheduled:
         known = ", ".join(distinct_schedules(tasks)) or "none"
         raise NotFound(f"no task has the schedule {schedule!r}; there are {known}: deploy again with `ptp up`")

@@ -125,7 +125,7 @@ def _cancel_with(api: str, this_run: str, running: Sequence[Given]) -> None:
 def _give(api: str, night: str, request: GangRequest, plans: Sequence[Plan], attempt: int) -> Given:
     own = request.model_copy(update={"tasks": [plan.task for plan in plans]})
     key = f"{night} {identify(plans)} {attempt}"
-    for again in _retrying():
+    for again in _retry():
         with again:
             run = trigger(api, "gang", own, key)
     log.info("%s: given to a worker as run %s", _name(plans), run)
@@ -152,13 +152,13 @@ def _collect(api: str, given: Given, run: dict[str, Any], done: Night) -> None:
 
 def _ask(api: str, path: str, body: Any = None) -> Any:
     answer: Any = None
-    for again in _retrying():
+    for again in _retry():
         with again:
             answer = call("POST" if body else "GET", f"{api}/{path}", body)
     return answer
 
 
-def _retrying() -> Any:
+def _retry() -> Any:
     return stamina.retry_context(on=Transient, attempts=None, timeout=600, wait_initial=1.0, wait_max=30.0)
 
 

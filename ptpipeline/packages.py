@@ -113,7 +113,7 @@ def _relative(member: str) -> PurePosixPath:
 
 
 def _find_member(packed: Packed, inside: PurePosixPath, folder: Path) -> Member:
-    for archive in filter(None, (_kept(packed, folder / kind) for kind in _ONLY)):
+    for archive in filter(None, (_find_kept(packed, folder / kind) for kind in _ONLY)):
         if (target := folder / "files" / (sha256 := _digest_file(archive)) / inside).is_file():
             return Member(target, sha256)
     similar: list[str] = []
@@ -179,7 +179,7 @@ def _archives(packed: Packed, folder: Path) -> Iterator[Path]:
 
 def _archive(packed: Packed, folder: Path, kind: str) -> Path | str:
     """Return the kept or fetched archive of that kind, or pip's message that there is none."""
-    if archive := _kept(packed, folder / kind):
+    if archive := _find_kept(packed, folder / kind):
         return archive
     if kind == "sdists" and packed.sha256 is None:
         return _refuse_unpinned(packed, folder)
@@ -207,7 +207,7 @@ def _refuse_unpinned(packed: Packed, folder: Path) -> str:
     )
 
 
-def _kept(packed: Packed, folder: Path) -> Path | None:
+def _find_kept(packed: Packed, folder: Path) -> Path | None:
     """Return the archive that was fetched before, if it is the pinned one."""
     archive = next(folder.iterdir(), None) if folder.is_dir() else None
     return archive if archive and packed.sha256 in (None, _digest_file(archive)) else None

@@ -61,10 +61,10 @@ def open_for_writing(settings: Settings) -> Registry:
     """
     check_place(settings, "ledger")
     registry = open_registry(settings)
-    last = last_probe(registry.ledger.database, _probed(settings, registry))
+    last = last_probe(registry.ledger.database, _name_probed(settings, registry))
     if not _is_fresh(last):
         check_conditional_puts(registry.store)
-        record_probe(registry.ledger.database, _probed(settings, registry), last.now)
+        record_probe(registry.ledger.database, _name_probed(settings, registry), last.now)
     return registry
 
 
@@ -72,12 +72,12 @@ def is_checked(settings: Settings) -> bool:
     """Whether the ledger remembers that its store was seen to honour conditional puts within a day."""
     registry = open_registry(settings)
     try:
-        return _is_fresh(last_probe(registry.ledger.database, _probed(settings, registry)))
+        return _is_fresh(last_probe(registry.ledger.database, _name_probed(settings, registry)))
     finally:
         registry.ledger.close()
 
 
-def _probed(settings: Settings, registry: Registry) -> str:
+def _name_probed(settings: Settings, registry: Registry) -> str:
     return f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500]
 
 

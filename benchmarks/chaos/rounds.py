@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import registry
@@ -50,9 +51,10 @@ class Outcome(NamedTuple):
     controller: Controller
 
 
-def find_steps() -> set[str]:
-    """Return every step that the registry names."""
-    source = "".join(path.read_text() for path in Path(registry.__path__[0]).rglob("*.py"))
+def find_steps(*packages: ModuleType) -> set[str]:
+    """Return every step that these packages name; without any, those of the registry, which workers reach."""
+    folders = [package.__path__[0] for package in packages or (registry,)]
+    source = "".join(path.read_text() for folder in folders for path in Path(folder).rglob("*.py"))
     return set(re.findall(r'\breached\("([^"]+)"\)', source))
 
 

@@ -116,7 +116,7 @@ def open_pages(
 
 def _describe_stack(settings: "Settings", tasks: Sequence["Task"]) -> list[str]:
     """Return where to look, and what will run by itself."""
-    from flows.server.schedules import distinct_schedules, scheduled_under
+    from flows.server.schedules import distinct_schedules, find_scheduled
     from ptpipeline.settings import without_stack
     from ptpipeline.storage.keys import PROMPTS
 
@@ -126,7 +126,7 @@ def _describe_stack(settings: "Settings", tasks: Sequence["Task"]) -> list[str]:
         "`ptp open` and `ptp open prefect` sign your browser in there; `ptp status` shows the servers",
     ]
     for slug, schedule in distinct_schedules(tasks).items():
-        names = ", ".join(task.name for task in scheduled_under(tasks, slug))
+        names = ", ".join(task.name for task in find_scheduled(tasks, slug))
         lines.append(f"nightly at `{schedule.cron}` {schedule.timezone}: {names}")
     other = ", ".join(task.name for task in tasks if task.schedule is None)
     if other:

@@ -220,7 +220,7 @@ def _prefect(config: StackConfig) -> Server:
     }
     return Server(
         "prefect",
-        _guarded("prefect.server.api.server:create_app", config.ports["prefect"]),
+        _guard("prefect.server.api.server:create_app", config.ports["prefect"]),
         clean_environment(settings),
         lambda process: serves(process) and _call(config, "prefect", "GET", "/api/health") is not None,
         folder,
@@ -275,7 +275,7 @@ def _mlflow(config: StackConfig) -> Server:
     }
     return Server(
         "mlflow",
-        _guarded("mlflow.server.fastapi_app:app", config.ports["mlflow"]),
+        _guard("mlflow.server.fastapi_app:app", config.ports["mlflow"]),
         clean_environment(settings),
         lambda process: serves(process) and _mlflow_ready(config),
         folder,
@@ -298,7 +298,7 @@ def _watcher(config: StackConfig) -> Server:
 # ---------------------------------------------------------------- shared
 
 
-def _guarded(application: str, port: int) -> list[str]:
+def _guard(application: str, port: int) -> list[str]:
     """Return the command that serves an ASGI application behind the guard; -P: no module of the current folder."""
     return [sys.executable, "-P", "-m", "flows.local.guard", application, str(port)]
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
-from flows.server.schedules import distinct_schedules, scheduled_under
+from flows.server.schedules import distinct_schedules, find_scheduled
 from ptpipeline.records.base import Record, read_clock
 from ptpipeline.settings import Settings
 from ptpipeline.task.folder import sound_tasks
@@ -62,7 +62,7 @@ def find_overdue(registry: Registry, settings: Settings, time: datetime | None =
         *_broken_tasks(settings, broken, clocks),
         *_stale_tasks(registry, settings, tasks, clocks),
         *_missing_nights(settings, tasks, nights, clocks),
-        *_long_nights(settings, _running(nights), clocks.time),
+        *_long_nights(settings, _find_running(nights), clocks.time),
     ]
 
 
@@ -86,7 +86,7 @@ def _broken_tasks(settings: Settings, broken: Mapping[str, str], clocks: Clocks)
     """Yield the task files that cannot be read since longer than it takes to correct one."""
     for name, why in broken.items():
         path = settings.tasks / f"{name}.yaml"
-        written = _written(path if path.exists() else settings.tasks)  # a name may be escaped, or end otherwise
+        written = _date_file(path if path.exists() else settings.tasks)  # a name may be escaped, or end otherwise
         if clocks.time - clocks.date(written) > GRACE:
             yield Overdue(
                 kind="broken_task",
@@ -103,7 +103,7 @@ def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], 
         if task.max_age is None:
             continue
         last = judged.get(task.name)
-        since = datetime.fromisoformat(last) if last else _declared(settings, task)
+        since = datetime.fromisoformat(last) if last else _date_declaration(settings, task)
         age = (clocks.time - (since if last else clocks.date(since))).total_seconds() / 3600
         if age > task.max_age:
             what = f"its last verdict is {age:.1f} hours old" if last else f"no verdict in {age:.1f} hours"
@@ -128,10 +128,10 @@ def _missing_nights(
     One that was declared after that time is due the next time; one that waits for a night that runs is not missing.
     """
     longest = timedelta(hours=settings.night_hours)
-    running = [night for night in _running(nights) if clocks.time - _time(night.started) < longest]
+    running = [night for night in _find_running(nights) if clocks.time - _time(night.started) < longest]
     for slug, schedule in distinct_schedules(tasks).items():
         due = last_due(schedule, clocks.time - GRACE)
-        declared = min(clocks.date(_declared(settings, task)) for task in scheduled_under(tasks, slug))
+        declared = min(clocks.date(_date_declaration(settings, task)) for task in find_scheduled(tasks, slug))
         started = [night for night in nights if night.cause == f"schedule {slug}" and _time(night.started) >= due]
         if declared < due and not started and not running:
             yield Overdue(
@@ -158,7 +158,7 @@ def _long_nights(settings: Settings, nights: Sequence[RecordedNight], time: date
             )
 
 
-def _running(nights: Sequence[RecordedNight]) -> list[RecordedNight]:
+def _find_running(nights: Sequence[RecordedNight]) -> list[RecordedNight]:
     """Return the nights without an end that began behind the last one that ended: an older one was killed."""
     ended = max((night.started for night in nights if night.ended and night.state != SKIPPED), default="")
     return [night for night in nights if night.ended is None and night.started > ended]
@@ -171,12 +171,12 @@ def last_due(schedule: Schedule, time: datetime) -> datetime:
     return due.astimezone(UTC)
 
 
-def _declared(settings: Settings, task: Task) -> datetime:
+def _date_declaration(settings: Settings, task: Task) -> datetime:
     """Return when the task's file was written last."""
-    return _written(settings.tasks / f"{task.name}.yaml")
+    return _date_file(settings.tasks / f"{task.name}.yaml")
 
 
-def _written(path: Path) -> datetime:
+def _date_file(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 

@@ -60,13 +60,13 @@ def _find_pool(api: str) -> dict[str, Any] | None:
 
 def _look_at_pool(api: str, pool: dict[str, Any], only: str | None = None) -> Iterator[str]:
     """Yield why the work pool, or a queue of it or `only` that one, gives no run to a worker."""
-    yield from _closed(f"work pool {POOL}", pool)
+    yield from _describe_pause(f"work pool {POOL}", pool)
     for queue in call("POST", f"{api}/work_pools/{POOL}/queues/filter", {}):
         if only in (None, queue["name"]):
-            yield from _closed(f"work queue {queue['name']} of the work pool {POOL}", queue)
+            yield from _describe_pause(f"work queue {queue['name']} of the work pool {POOL}", queue)
 
 
-def _closed(name: str, found: dict[str, Any]) -> Iterator[str]:
+def _describe_pause(name: str, found: dict[str, Any]) -> Iterator[str]:
     if found["is_paused"]:
         yield f"the {name} is paused in Prefect: its runs wait until somebody resumes it there"
     elif found["concurrency_limit"] == 0:

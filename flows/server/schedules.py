@@ -28,7 +28,7 @@ def distinct_schedules(tasks: Sequence[Task]) -> dict[str, Schedule]:
     return dict(sorted(schedules.items()))
 
 
-def scheduled_under(tasks: Sequence[Task], slug: str) -> list[Task]:
+def find_scheduled(tasks: Sequence[Task], slug: str) -> list[Task]:
     """Return the tasks whose schedule has that slug."""
     return [task for task in tasks if task.schedule and slug_of(task.schedule) == slug]
 

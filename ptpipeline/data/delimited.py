@@ -178,12 +178,12 @@ class _Records:
     def _lines(self) -> Iterator[str]:
         for line in self.begun:
             self.latest = line
-            yield self._bounded(line)
+            yield self._check_length(line)
         while line := self.file.readline(MAX_LINE):
             self.latest = line
-            yield self._bounded(line)
+            yield self._check_length(line)
 
-    def _bounded(self, line: str) -> str:
+    def _check_length(self, line: str) -> str:
         if len(line) == MAX_LINE:
             raise DataError(f"{self.name}: a line of more than {MAX_LINE} characters; expected one row a line")
         return line

@@ -6,6 +6,7 @@ subtracted as a constant, so that it never drowns the recipe's initialisation.
 Letters: P virtual tokens, H width, L layers, kv key/value heads, d a head's width, m the network's hidden width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -18,12 +19,12 @@ RESIDUAL_WIDTH = 800  # m; Razdaibiedina et al. 2023, the bottleneck of their co
 PREFIX_WIDTH = 512  # m; Li & Liang 2021, appendix A
 
 
-class Parameterisation(nn.Module):
+class Parameterisation(nn.Module, ABC):
     """Yields a soft prompt from its parameters, with gradient."""
 
+    @abstractmethod
     def build_prompt(self) -> SoftPrompt:
         """Return the prompt of this moment."""
-        raise NotImplementedError
 
 
 def parameterise(tune: Tune, initial: SoftPrompt, shared: nn.Parameter | None = None) -> Parameterisation:

@@ -215,6 +215,12 @@ def is_dossier(key: str) -> bool:
     return isinstance(address, PromptObject) and address.is_dossier
 
 
+def is_page(key: str) -> bool:
+    """Whether the key is the page of a version, of now or of before."""
+    address = parse(key)
+    return isinstance(address, PromptObject) and address.path.endswith(".html") and names_content(key)
+
+
 def names_content(key: str) -> bool:
     """Whether the key names the content of its object."""
     return _content_digits(key) is not None

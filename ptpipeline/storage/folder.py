@@ -112,7 +112,7 @@ class FolderStore:
             if found is None:
                 return
             if stat.S_ISLNK(found.state.st_mode):
-                yield _listed(found.state, prefix)
+                yield _describe_file(found.state, prefix)
                 return
             yield from _files(found.folder, found.name, prefix)
 
@@ -281,7 +281,7 @@ def _etag(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def _listed(found: os.stat_result, key: str) -> Listed:
+def _describe_file(found: os.stat_result, key: str) -> Listed:
     return Listed(key, datetime.fromtimestamp(found.st_mtime, UTC), found.st_size)
 
 
@@ -297,4 +297,4 @@ def _files(folder: int, name: str, prefix: str, levels: int = _LEVELS) -> Iterat
                 state = entry.stat(follow_symlinks=False)
             except FileNotFoundError:  # deleted since the folder was read
                 continue
-            yield _listed(state, key)
+            yield _describe_file(state, key)

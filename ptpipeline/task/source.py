@@ -17,7 +17,7 @@ _TABLES = ("sql", "hub")  # whose format is not the task's to say
 _OTHERS = "write an object of S3 as `s3: {url: s3://BUCKET/KEY}`, download any other, and name the file"
 
 
-def _matching(pattern: str, expected: str) -> AfterValidator:
+def _require_match(pattern: str, expected: str) -> AfterValidator:
     """Accept only text of that pattern; the sentence of any other says what was expected."""
 
     def check(value: str) -> str:
@@ -30,18 +30,18 @@ def _matching(pattern: str, expected: str) -> AfterValidator:
 
 EnvironmentName = Annotated[
     str,
-    _matching(
+    _require_match(
         "[A-Z_][A-Z0-9_]{0,99}",
         "the name of an environment variable in capital letters, such as PARTNER_KEY; set that variable to the secret",
     ),
-    _matching(
+    _require_match(
         f"(?!{'|'.join(OWN_PREFIXES)}).*",
         f"a name that begins with none of {', '.join(OWN_PREFIXES)}: these belong to the registry's own servers",
     ),
 ]
 BucketUrl = Annotated[
     str,
-    _matching(
+    _require_match(
         r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f]{0,1024}",
         "s3://BUCKET/KEY of an object, or s3://BUCKET/FOLDER/ for all below it; a bucket's name has at least three "
         "small letters, digits, dots and dashes",
@@ -49,17 +49,21 @@ BucketUrl = Annotated[
 ]
 Endpoint = Annotated[
     str,
-    _matching(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", "the address of a server alone, such as https://host:9000"),
+    _require_match(
+        r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", "the address of a server alone, such as https://host:9000"
+    ),
 ]
 HubName = Annotated[
     str,
-    _matching(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", "a name such as owner/data-set"),
+    _require_match(
+        r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", "a name such as owner/data-set"
+    ),
 ]
 Commit = Annotated[
-    str, _matching("[0-9a-f]{40}", "a commit, 40 hexadecimal digits: a branch or tag may hold other rows tomorrow")
+    str, _require_match("[0-9a-f]{40}", "a commit, 40 hexadecimal digits: a branch or tag may hold other rows tomorrow")
 ]
 PlainName = Annotated[
-    str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", "a plain name, without slices, blanks and slashes")
+    str, _require_match(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", "a plain name, without slices, blanks and slashes")
 ]
 OneOrMore = Annotated[
     Annotated[str, Tag("one path")] | Annotated[list[str], Field(min_length=1, max_length=1000), Tag("some paths")],

@@ -151,7 +151,7 @@ def join_templates(parts: Iterable[Template]) -> Template:
 
 def parse_chat(parts: Sequence[str]) -> Template:
     """Return the template of a chat: what the base's chat template wrote, and a message's template, in turn."""
-    pieces = [Template(_parse(part)) if index % 2 else _written(part) for index, part in enumerate(parts)]
+    pieces = [Template(_parse(part)) if index % 2 else _mark_written(part) for index, part in enumerate(parts)]
     return join_templates(pieces)
 
 
@@ -161,7 +161,7 @@ def show_chat(parts: Sequence[str]) -> str:
     return "".join(part if index % 2 else part.translate(doubled) for index, part in enumerate(parts))
 
 
-def _written(text: str) -> Template:
+def _mark_written(text: str) -> Template:
     return Template((Part(text, control=True),) if text else ())
 
 

@@ -61,7 +61,7 @@ class Ranks:
         if self.size == 1:
             return backward
 
-        def divided(
+        def compute_share(
             base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()
         ) -> Tensor:
             own = sorted(examples, key=lambda row: row.input.length)[self.rank :: self.size]
@@ -73,7 +73,7 @@ class Ranks:
                 reason = describe_failure(error)
             return self._sum(prompts, losses, reason)
 
-        return divided
+        return compute_share
 
     def _sum(self, prompts: Sequence[SoftPrompt], losses: Tensor, reason: str | None) -> Tensor:
         """Return the sum of all ranks' losses [K], and sum the gradients on the prompts."""

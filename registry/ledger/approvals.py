@@ -69,7 +69,7 @@ class Asked(NamedTuple):
 def find_standing(database: Database, task: str, digest: str) -> Standing | None:
     """Return the newest request for that candidate, and what was decided about it."""
     with database.reading() as connection:
-        return _standing(database, connection, task, digest)
+        return _read_standing(database, connection, task, digest)
 
 
 def list_standings(database: Database, task: str | None = None) -> list[Standing]:
@@ -78,7 +78,7 @@ def list_standings(database: Database, task: str | None = None) -> list[Standing
     query = of_task(select(table.c.task, table.c.digest), table, task).group_by(table.c.task, table.c.digest)
     with database.reading() as connection:
         rows = connection.execute(query.order_by(func.max(table.c.asked).desc()))
-        standings = [_standing(database, connection, row.task, row.digest) for row in rows.all()]
+        standings = [_read_standing(database, connection, row.task, row.digest) for row in rows.all()]
         return [standing for standing in standings if standing]
 
 
@@ -88,7 +88,7 @@ def ask(database: Database, asked: Asked) -> Standing:
     """
     version, table = asked.version, tables.approval_request
     with database.writing(_lock(version.task)) as connection:
-        known = _standing(database, connection, version.task, version.digest)
+        known = _read_standing(database, connection, version.task, version.digest)
         if known and (known.rejection or (known.request.verdict == asked.verdict and known.seconds_left)):
             return known
         last = connection.scalar(select(func.max(table.c.number)).where(table.c.task == version.task))
@@ -118,7 +118,7 @@ def record_decision(
     """
     table = tables.approval
     with database.writing(_lock(request.task)) as connection:
-        known = _standing(database, connection, request.task, request.digest)
+        known = _read_standing(database, connection, request.task, request.digest)
         if known is None:
             raise ValueError(f"{request.task}: there is no request {request.number}")
         if decision.approved and known.request.number != request.number:
@@ -133,7 +133,7 @@ def record_decision(
         return known._replace(decisions=[*known.decisions, decision])
 
 
-def _standing(database: Database, connection: Connection, task: str, digest: str) -> Standing | None:
+def _read_standing(database: Database, connection: Connection, task: str, digest: str) -> Standing | None:
     asked, decided = tables.approval_request, tables.approval
     mine = select(asked).where(asked.c.task == task, asked.c.digest == digest)
     row = connection.execute(mine.order_by(asked.c.number.desc()).limit(1)).first()

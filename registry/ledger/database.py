@@ -17,6 +17,7 @@ import stamina
 from filelock import FileLock, Timeout
 from sqlalchemy import (
     Connection,
+    Row,
     Select,
     Table,
     inspect,
@@ -74,6 +75,21 @@ class Database:
         """Open a transaction that writes nothing."""
         with self._translating(), self._engine.begin() as connection:
             yield connection
+
+    def ask(self, query: Select[Any]) -> list[Row[Any]]:
+        """Return the rows that the query finds."""
+        with self.reading() as connection:
+            return list(connection.execute(query))
+
+    def ask_one(self, query: Select[Any]) -> Row[Any] | None:
+        """Return the first row that the query finds; None if it finds none."""
+        with self.reading() as connection:
+            return connection.execute(query).first()
+
+    def ask_value(self, query: Select[Any]) -> Any:
+        """Return the first column of the first row that the query finds; None if it finds none."""
+        with self.reading() as connection:
+            return connection.scalar(query)
 
     @contextmanager
     def reading_at_one_instant(self) -> Iterator[Connection]:

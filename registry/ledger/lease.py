@@ -108,14 +108,14 @@ class ExpiredLease(NamedTuple):
 def expired_leases(database: Database) -> list[ExpiredLease]:
     """Return the leases that expired and are still there, by name."""
     with database.reading() as connection:
-        return [ExpiredLease(row.name, row.owner) for row in _expired(database, connection)]
+        return [ExpiredLease(row.name, row.owner) for row in _find_expired(database, connection)]
 
 
 def remove_expired_leases(database: Database) -> int:
     """Give back what killed holders left behind; return how many leases that were."""
     table = tables.lease
     with database.writing() as connection:
-        expired = _expired(database, connection)
+        expired = _find_expired(database, connection)
         for row in expired:
             as_seen = update(table).where(
                 table.c.name == row.name,
@@ -125,7 +125,7 @@ def remove_expired_leases(database: Database) -> int:
         return len(expired)
 
 
-def _expired(database: Database, connection: Connection) -> list[Row[Any]]:
+def _find_expired(database: Database, connection: Connection) -> list[Row[Any]]:
     held = select(tables.lease).where(tables.lease.c.owner != NOBODY).order_by(tables.lease.c.name)
     now = database.clock(connection)
     return [row for row in connection.execute(held) if not _seconds_left(database, row, now)]

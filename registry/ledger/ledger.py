@@ -77,10 +77,8 @@ class Ledger(Results):
 
     def intents(self, task: str | None = None) -> list[Intent]:
         """Return the publishes that began and did not end, oldest first."""
-        return [
-            Intent(**row._mapping)
-            for row in self._rows(of_task(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))
-        ]
+        query = of_task(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at)
+        return [Intent(**row._mapping) for row in self.database.ask(query)]
 
     def forget_intents(self, before: str) -> None:
         """Give up publishes that nobody began again since then; what they stored is an orphan from now on."""
@@ -117,9 +115,11 @@ class Ledger(Results):
 
     def version(self, task: str, number: int) -> PromptVersion:
         """Return version `number` of the task; NotFound names the versions that exist."""
-        row = self._row(_version().where(tables.version.c.task == task, tables.version.c.number == number))
+        row = self.database.ask_one(_version().where(tables.version.c.task == task, tables.version.c.number == number))
         if row is None:
-            highest = self._value(select(func.max(tables.version.c.number)).where(tables.version.c.task == task))
+            highest = self.database.ask_value(
+                select(func.max(tables.version.c.number)).where(tables.version.c.task == task)
+            )
             raise NotFound(
                 f"{task}: no version {number}; "
                 + (f"there are 1 to {highest}" if highest else "none is registered yet: `ptp run` makes one")
@@ -128,7 +128,7 @@ class Ledger(Results):
 
     def version_of(self, task: str, digest: str) -> PromptVersion:
         """Return the version of that digest; raise NotFound if it was never registered."""
-        row = self._row(_version().where(tables.version.c.task == task, tables.version.c.digest == digest))
+        row = self.database.ask_one(_version().where(tables.version.c.task == task, tables.version.c.digest == digest))
         if row is None:
             raise NotFound(f"{task}: prompt {digest[:12]} is no registered version; `ptp run {task}` registers it")
         return PromptVersion(**row._mapping)
@@ -146,13 +146,12 @@ class Ledger(Results):
         shown = _version().join(
             page, and_(tables.version.c.task == page.c.task, tables.version.c.number == page.c.number)
         )  # verdicts are looked up for the page alone
-        return [PromptVersion(**row._mapping) for row in self._rows(shown.order_by(*order))]
+        return [PromptVersion(**row._mapping) for row in self.database.ask(shown.order_by(*order))]
 
     def tasks(self) -> list[str]:
         """Return the tasks with a registered version, by name."""
-        return [
-            row.task for row in self._rows(select(tables.version.c.task).distinct().order_by(tables.version.c.task))
-        ]
+        task = tables.version.c.task
+        return [row.task for row in self.database.ask(select(task).distinct().order_by(task))]
 
     # ------------------------------------------------------------ promotions
 
@@ -170,10 +169,8 @@ class Ledger(Results):
             .subquery()
         )
         on = and_(table.c.task == newest.c.task, table.c.alias == newest.c.alias, table.c.seq == newest.c.seq)
-        return [
-            Promotion(**row._mapping)
-            for row in self._rows(select(table).join(newest, on).order_by(table.c.task, table.c.alias))
-        ]
+        query = select(table).join(newest, on).order_by(table.c.task, table.c.alias)
+        return [Promotion(**row._mapping) for row in self.database.ask(query)]
 
     def history(self, task: str, alias: str | None = None) -> list[Promotion]:
         """Return every promotion of the task, or of one alias, oldest first: those of several aliases by time, those of
@@ -184,12 +181,14 @@ class Ledger(Results):
         query = select(table).where(table.c.task == task).order_by(newest, table.c.seq)
         if alias is not None:
             query = query.where(table.c.alias == alias)
-        return [Promotion(**row._mapping) for row in self._rows(query)]
+        return [Promotion(**row._mapping) for row in self.database.ask(query)]
 
     def promotion(self, task: str, alias: str, seq: int) -> Promotion | None:
         """Return one row of the history."""
         table = tables.promotion
-        row = self._row(select(table).where(table.c.task == task, table.c.alias == alias, table.c.seq == seq))
+        row = self.database.ask_one(
+            select(table).where(table.c.task == task, table.c.alias == alias, table.c.seq == seq)
+        )
         return Promotion(**row._mapping) if row else None
 
     def draft(self, move: Move) -> Promotion:
@@ -218,14 +217,13 @@ class Ledger(Results):
 
     def release(self, name: str) -> Release | None:
         """Return the release of that name."""
-        row = self._row(select(tables.release).where(tables.release.c.name == name))
+        row = self.database.ask_one(select(tables.release).where(tables.release.c.name == name))
         return Release(**row._mapping) if row else None
 
     def releases(self) -> list[Release]:
         """Return every release, newest first."""
-        return [
-            Release(**row._mapping) for row in self._rows(select(tables.release).order_by(tables.release.c.at.desc()))
-        ]
+        query = select(tables.release).order_by(tables.release.c.at.desc())
+        return [Release(**row._mapping) for row in self.database.ask(query)]
 
     def _append(self, moves: Sequence[Move], release: Release | None) -> list[Promotion]:
         ordered = sorted(moves, key=lambda move: (move.task, move.alias))  # so that two releases lock rows in one order
@@ -250,7 +248,9 @@ class Ledger(Results):
     def applied(self, target: str, task: str, alias: str) -> Applied | None:
         """Return which promotion of the alias `target` (`store`, `mlflow`) shows."""
         table = tables.projection
-        row = self._row(select(table).where(table.c.target == target, table.c.task == task, table.c.alias == alias))
+        row = self.database.ask_one(
+            select(table).where(table.c.target == target, table.c.task == task, table.c.alias == alias)
+        )
         return Applied(row.applied_seq, row.applied_version) if row else None
 
     def record_applied(self, target: str, promotion: Promotion) -> None:

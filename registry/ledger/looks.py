@@ -42,7 +42,7 @@ def take_look(ledger: Ledger, task: str, question: str, rows: Iterable[str], bud
     """
     with ledger.database.writing(f"look {task}") as connection:
         place = _find(connection, task, question) or _next(connection, task, {_code(row) for row in rows})
-        look = look_at(*place, budget, _taken(connection, task, place.test_set))
+        look = look_at(*place, budget, _read_looks(connection, task, place.test_set))
         _put(connection, task, look, question)
         return look
 
@@ -52,7 +52,7 @@ def next_look(ledger: Ledger, task: str, rows: Iterable[str], budget: Budget) ->
     with ledger.database.reading() as connection:
         test_set = _set_or_new(connection, task, {_code(row) for row in rows}).number
         number = _count(connection, task, test_set) + 1
-        return look_at(test_set, number, budget, _taken(connection, task, test_set))
+        return look_at(test_set, number, budget, _read_looks(connection, task, test_set))
 
 
 def is_answered(ledger: Ledger, task: str, question: str) -> bool:
@@ -110,7 +110,7 @@ def _put(connection: Connection, task: str, look: Look, question: str) -> None:
     connection.execute(update(table).where(*unknown).values(**figures))
 
 
-def _taken(connection: Connection, task: str, test_set: int) -> dict[int, Look]:
+def _read_looks(connection: Connection, task: str, test_set: int) -> dict[int, Look]:
     """The looks at that set, by number, whose shares are known."""
     table = tables.look
     columns = (table.c.test_set, table.c.number, table.c.alpha, table.c.spent, table.c.budget)

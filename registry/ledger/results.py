@@ -4,7 +4,7 @@ publications.
 
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Row, Select, Table, select
+from sqlalchemy import Connection, Select, Table, select
 
 from ptpipeline.gate.disclosure import Disclosed, describe_failures, disclose
 from ptpipeline.records.base import Grown
@@ -69,7 +69,7 @@ class Results:
 
     def tuned(self, task: str, training_key: str) -> TunedPrompt | None:
         """Return the prompt that was trained under that key."""
-        record = self._value(
+        record = self.database.ask_value(
             select(tables.training.c.record).where(
                 tables.training.c.task == task, tables.training.c.training_key == training_key
             )
@@ -78,7 +78,7 @@ class Results:
 
     def last_tuned(self, task: str) -> TunedPrompt | None:
         """Return the prompt that the task trained last."""
-        record = self._value(_newest(tables.training).where(tables.training.c.task == task))
+        record = self.database.ask_value(_newest(tables.training).where(tables.training.c.task == task))
         return TunedPrompt.model_validate(record) if record else None
 
     def save_tuned(self, *prompts: TunedPrompt) -> None:
@@ -122,17 +122,17 @@ class Results:
         """Return every verdict on the prompt of that digest, newest first."""
         table = tables.verdict
         query = select(table.c.record).where(table.c.task == task, table.c.digest == digest).order_by(table.c.at.desc())
-        return [Verdict.model_validate(row.record) for row in self._rows(query)]
+        return [Verdict.model_validate(row.record) for row in self.database.ask(query)]
 
     def last_judged(self) -> dict[str, str]:
         """Return when each task last came to a verdict, be it one that it had already, by the task's name."""
-        return {row.task: row.at for row in self._rows(select(tables.judged))}
+        return {row.task: row.at for row in self.database.ask(select(tables.judged))}
 
     def verdict_times(self, task: str, digest: str) -> dict[str, str]:
         """Return when each verdict on the prompt became the newest, by the verdict's digest, newest first."""
         table = tables.verdict
         mine = select(table.c.verdict, table.c.at).where(table.c.task == task, table.c.digest == digest)
-        return {row.verdict: row.at for row in self._rows(mine.order_by(table.c.at.desc()))}
+        return {row.verdict: row.at for row in self.database.ask(mine.order_by(table.c.at.desc()))}
 
     def judging_time(self, verdict: Verdict) -> str | None:
         """Return when the verdict became the newest on its prompt, or becomes it if that is now; None if no other was
@@ -159,7 +159,7 @@ class Results:
     def publication(self, task: str, digest: str) -> Publication | None:
         """Return how the version of that digest came to be."""
         table = tables.publication
-        record = self._value(select(table.c.record).where(table.c.task == task, table.c.digest == digest))
+        record = self.database.ask_value(select(table.c.record).where(table.c.task == task, table.c.digest == digest))
         return Publication.model_validate(record) if record else None
 
     def save_publication(self, publication: Publication, report: Report | None = None) -> None:
@@ -179,31 +179,19 @@ class Results:
         """Return those of the task's publications whose pages show texts of rows."""
         table = tables.publication
         shown = select(table.c.record).where(table.c.task == task, table.c.record["mistakes"].as_string().is_not(None))
-        return [Publication.model_validate(row.record) for row in self._rows(shown)]
+        return [Publication.model_validate(row.record) for row in self.database.ask(shown)]
 
     def _snapshot(self, *where: Any) -> Snapshot | None:
-        record = self._value(_newest(tables.snapshot).where(*where))
+        record = self.database.ask_value(_newest(tables.snapshot).where(*where))
         return Snapshot.model_validate(record) if record else None
 
     def _report(self, *where: Any) -> Report | None:
-        record = self._value(_newest(tables.evaluation).where(*where))
+        record = self.database.ask_value(_newest(tables.evaluation).where(*where))
         return Report.model_validate(record) if record else None
 
     def _verdict(self, *where: Any) -> Verdict | None:
-        record = self._value(_newest(tables.verdict).where(*where))
+        record = self.database.ask_value(_newest(tables.verdict).where(*where))
         return Verdict.model_validate(record) if record else None
-
-    def _rows(self, query: Select[Any]) -> list[Row[Any]]:
-        with self.database.reading() as connection:
-            return list(connection.execute(query))
-
-    def _row(self, query: Select[Any]) -> Row[Any] | None:
-        with self.database.reading() as connection:
-            return connection.execute(query).first()
-
-    def _value(self, query: Select[Any]) -> Any:
-        with self.database.reading() as connection:
-            return connection.scalar(query)
 
 
 def put_verdict(connection: Connection, verdict: Verdict, at: str | None = None) -> None:

@@ -50,7 +50,7 @@ class Graph:
     shared_by: dict[Name, Name]
     collected: set[Name]
 
-    def seen_by(self, name: Name) -> list[Name]:
+    def find_seen(self, name: Name) -> list[Name]:
         """Return the snapshots of the prompt's own rows; none if they are not known any more.
 
         If no snapshots of a shared prompt's sources make its own together, it may have been trained on one that is
@@ -81,7 +81,7 @@ class Graph:
 
     def source(self, name: Name) -> str | None:
         """Return where the prompt's own rows came from, as far as the store knows."""
-        own = set(self.seen_by(name))
+        own = set(self.find_seen(name))
         known = (self.records[snapshot] for snapshot in self.snapshots.get(name.task, []) if snapshot in own)
         return next((snapshot.source for snapshot in known), None)
 

@@ -190,7 +190,7 @@ def _origin(registry: Registry, graph: Graph, name: Name) -> Origin:
         digest=name.digest,
         version=graph.versions.get(name),
         manifest=graph.manifests.get(name),
-        snapshots=[graph.records[snapshot] for snapshot in graph.seen_by(name) if snapshot in graph.records],
+        snapshots=[graph.records[snapshot] for snapshot in graph.find_seen(name) if snapshot in graph.records],
         run=publication.tuned.tracking_run if publication else None,
         commit=publication.commit if publication else None,
         parents={parent.name.digest: parent.relation for parent in graph.parents(name)},
@@ -239,7 +239,7 @@ def _find_learnt(graph: Graph, hits: Mapping[Name, Seen | None], name: Name) -> 
     So is what it descends from if its manifest was lost; the garbage collection deletes none that another descends
     from.
     """
-    own = [] if graph.is_imported(name) else graph.seen_by(name)
+    own = [] if graph.is_imported(name) else graph.find_seen(name)
     seen = [hits.get(snapshot, "unknown") for snapshot in own] or ["unknown"]
     if name not in graph.manifests and name not in graph.collected:
         seen.append("unknown")

@@ -143,7 +143,7 @@ class MlflowStore:
 
         with self._connection() as client:
             try:
-                return _shown(client.get_model_version(task, number))
+                return _read_shown(client.get_model_version(task, number))
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
@@ -244,7 +244,7 @@ class MlflowStore:
             for version in _pages(
                 lambda token: client.search_model_versions(only, PAGE, ["name ASC", "version_number ASC"], token)
             ):
-                shown.setdefault(str(version.name), {})[str(version.version)] = _shown(version)
+                shown.setdefault(str(version.name), {})[str(version.version)] = _read_shown(version)
         return shown
 
     @contextmanager
@@ -281,7 +281,7 @@ def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
         tokens.add(token)
 
 
-def _shown(version: "ModelVersion") -> Shown:
+def _read_shown(version: "ModelVersion") -> Shown:
     tags = version.tags
     return Shown(
         str(version.version),

@@ -47,13 +47,13 @@ class Contents(NamedTuple):
 
     def latest_verdicts(self) -> dict[str, str]:
         """Return the newest verdict on each prompt by the dossiers: the prompt's digest -> the verdict's."""
-        return {dossier.publication.tuned.digest: verdict for dossier, verdict in self._judged()}
+        return {dossier.publication.tuned.digest: verdict for dossier, verdict in self._list_judged()}
 
     def verdict_digests(self) -> set[str]:
         """Return the digests of the verdicts that the dossiers hold."""
-        return {verdict for _, verdict in self._judged()}
+        return {verdict for _, verdict in self._list_judged()}
 
-    def _judged(self) -> Iterator[tuple[Dossier, str]]:
+    def _list_judged(self) -> Iterator[tuple[Dossier, str]]:
         """The dossiers that hold a verdict, with its digest."""
         for dossier in self.dossiers.values():
             if dossier.verdict:

@@ -5,8 +5,10 @@ All of it can be made again, so what was altered is set aside, and nothing shows
 
 from collections.abc import Iterator
 
-from ptpipeline.storage.addresses import Quarantined, Results, parse
-from ptpipeline.storage.signed import SignedStore
+from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.addresses import ObjectSignature, Quarantined, Results, is_page, parse
+from ptpipeline.storage.keys import signatures_prefix, task_prefix
+from ptpipeline.storage.signed import SignedStore, Trust
 from registry.ledger.results import Publication
 from registry.listing import read_accepted
 from registry.repair.difference import FIX, Difference, describe_object
@@ -31,16 +33,24 @@ def compare_files(inventory: Inventory) -> Iterator[Difference]:
 
 
 def compare_signatures(inventory: Inventory) -> Iterator[Difference]:
-    """Yield files that are what they should be and that no trusted key signed: readers refuse them."""
+    """Yield files that are what they should be and that no trusted key signed: readers refuse them.
+
+    Each file that a page shows has to be signed, and one page of each version. Of what was replaced since, whose
+    signature nobody renews, those are told that a trusted key signed once.
+    """
     store = inventory.registry.store
     if not isinstance(store, SignedStore) or store.trust is None:
         return
-    files = {key for made in inventory.publications for key in (*_list_files(made), made.mistakes or "")}
-    sound = files & inventory.listing.objects.keys() - inventory.altered.keys()
-    for key, answer in read_accepted(store, sorted(sound)).items():
-        if isinstance(answer, str):
-            mend = f"ptp sign {inventory.task}"
-            yield describe_object(inventory.task, "file", key, "a file that a trusted key signed", answer, mend)
+    pages = _list_pages(inventory)
+    due = {key for made in inventory.publications for key in (*_list_files(made), made.mistakes or "")}
+    due |= _list_signed(store, store.trust, inventory.task)
+    files = {*inventory.listing.files()} - inventory.altered.keys()
+    answers = read_accepted(store, sorted(files & due.union(*pages)))
+    refused = {key: answer for key, answer in answers.items() if isinstance(answer, str)}
+    due |= {of_version[-1] for of_version in pages if refused.keys() >= {*of_version}}
+    for key in sorted(refused.keys() & due):
+        mend = f"ptp sign {inventory.task}"
+        yield describe_object(inventory.task, "file", key, "a file that a trusted key signed", refused[key], mend)
 
 
 def compare_results(inventory: Inventory) -> Iterator[Difference]:
@@ -79,3 +89,21 @@ def _list_files(publication: Publication) -> list[str]:
     """The files that a page shows; mistakes are not missed, because a person may delete texts."""
     near = [publication.neighbours] if publication.neighbours else []
     return [*publication.plots.values(), *near, *publication.wayward]
+
+
+def _list_pages(inventory: Inventory) -> list[list[str]]:
+    """The sound pages of each version that has one, the newest last."""
+    known, listing = {*inventory.kept_versions().values()}, inventory.listing
+    stored = [
+        sorted(items, key=lambda item: item.modified) for digest, items in listing.prompts.items() if digest in known
+    ]
+    pages = [
+        [item.key for item in items if is_page(item.key) and item.key not in inventory.altered] for items in stored
+    ]
+    return [of_version for of_version in pages if of_version]
+
+
+def _list_signed(store: ObjectStore, trust: Trust, task: str) -> set[str]:
+    """The objects of the task at which a signature of a trusted key lies, whether it is valid or not."""
+    addresses = map(parse, store.keys(signatures_prefix(task_prefix(task))))
+    return {found.signed for found in addresses if isinstance(found, ObjectSignature) and found.signer in trust.keys}

@@ -46,7 +46,7 @@ def approve(registry: Registry, task: Task, version: PromptVersion, verdict: Ver
         raise PromotionRefused(
             f"{name} was judged again since people were asked; read the new report (`ptp show {name}`), then approve it"
         )
-    if _decided_by(known, cause) and is_approved(task, known):
+    if _find_decision(known, cause) and is_approved(task, known):
         return known
     decision = _decision(cause, approved=True)
     return record_decision(database, known.request, decision, partial(_check_approver, task, cause))
@@ -166,7 +166,7 @@ def _check_approver(task: Task, cause: Cause, standing: Standing) -> None:
         raise PromotionRefused(
             f"{name}: {cause.actor} started the run that made it, so somebody else has to approve it"
         )
-    earlier = _decided_by(standing, cause)
+    earlier = _find_decision(standing, cause)
     if earlier:
         raise PromotionRefused(
             f"{name}: {earlier.actor} approved it at {earlier.at} already; it needs {task.approvals or 1} different "
@@ -190,7 +190,7 @@ def _check_not_rejected(standing: Standing) -> None:
         raise PromotionRefused(f"{name} {describe_rejection(standing.rejection)}")
 
 
-def _decided_by(standing: Standing, cause: Cause) -> Decision | None:
+def _find_decision(standing: Standing, cause: Cause) -> Decision | None:
     """The decision of the person who asks: known by name, or by the key that signs for them."""
     who, key = person_of(cause.actor), cause.signer.id if cause.signer else None
     return next(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, GraniteConfig, GraniteForCausalLM
+from transformers import AutoConfig, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models import configuration
 from ptpipeline.models.base import prepare_folder
-from ptpipeline.models.configuration import HARMLESS, reduce_configuration
+from ptpipeline.models.configuration import HARMLESS, START, reduce_configuration
 from ptpipeline.models.files import read_files
 from tests.tiny import tiny_base
 
@@ -79,6 +79,45 @@ def test_what_counts_builds_the_same_configuration(config: dict[str, Any], folde
     assert {name: value for name, value in rebuilt.items() if name not in HARMLESS} == {
         name: value for name, value in full.to_dict().items() if name not in HARMLESS
     }
+
+
+# Every harmless field, with another value than its own.
+OTHER = {
+    "transformers_version": "3.0.0",
+    "dtype": "float16",
+    "torch_dtype": "bfloat16",
+    "_name_or_path": "elsewhere",
+    "_model_name_or_path": "another",
+    "_commit_hash": "f" * 40,
+    "architectures": ["GraniteForCausalLM"],
+    "use_cache": False,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "return_dict": False,
+    "bos_token_id": 7,
+    "eos_token_id": 8,
+    "decoder_start_token_id": 9,
+}
+
+
+def answer(**fields: object) -> torch.Tensor:
+    """The logits of a Llama of that configuration, with the same weights as far as they fit."""
+    torch.manual_seed(0)
+    config = LlamaConfig.from_dict(LLAMA | {"attn_implementation": "eager"} | fields)
+    config.return_dict = True  # as `load_base` does
+    return LlamaForCausalLM(config).eval()(torch.arange(9)[None]).logits
+
+
+@pytest.mark.parametrize("field", HARMLESS)
+def test_a_harmless_field_changes_no_answer(field: str) -> None:
+    assert torch.equal(answer(), answer(**{field: OTHER[field]}))
+
+
+@pytest.mark.parametrize("field", HARMLESS)
+def test_a_harmless_field_does_not_count(field: str, folder: Path) -> None:
+    # START counts, as the loader reads it
+    same = write(folder, LLAMA) == write(folder, LLAMA | {field: OTHER[field]})
+    assert same == (field != START)
 
 
 def granite(**fields: float) -> Any:

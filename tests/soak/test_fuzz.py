@@ -76,8 +76,9 @@ def fuzz(name: str, seconds: float, told: "Queue[tuple[str, int, int, list[tuple
         signal.setitimer(signal.ITIMER_VIRTUAL, 20)
         try:
             parser.parse(raw)
-        except PtpError:
-            pass
+        except PtpError as error:
+            if "MemoryError" in str(error):  # `parsing` makes a sentence of it, as of whatever a parser raises
+                broken.append(("MemoryError", raw))
         except BaseException as error:  # noqa: BLE001 - this is what it looks for
             broken.append((type(error).__name__, raw))
         finally:

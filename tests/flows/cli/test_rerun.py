@@ -14,6 +14,9 @@ import pytest
 import yaml
 from safetensors.numpy import load
 
+import flows
+import ptpipeline
+import registry
 from benchmarks.chaos.rounds import find_steps
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from flows.cli import main
@@ -137,7 +140,8 @@ COMMANDS = {
 CASES = [(name, step) for name, command in COMMANDS.items() for step in command.steps]
 
 RUN = ("run", TINY)
-RUN_STEPS = ("publish intended", "publish staged", *(f"publish {step}" for step in PUBLISHED), *PROJECTED)
+TRAINING_STEPS = ("publish intended", "publish staged", "gang member staged", "gang remembered")
+RUN_STEPS = (*TRAINING_STEPS, *(f"publish {step}" for step in PUBLISHED), *PROJECTED)
 IMPORT_STEPS = ("publish intended", "publish numbered", "promotion committed")
 
 IN_MLFLOW = {
@@ -247,7 +251,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.mark.parametrize("step", RUN_STEPS)
 def test_a_killed_run_is_finished_by_its_repeat(trained: Project, tmp_path: Path, step: str) -> None:
     folder = tmp_path / "project"
-    if step in ("publish intended", "publish staged"):
+    if step in TRAINING_STEPS:
         Project(folder, (TINY,))
     else:
         trained.copy(folder)
@@ -270,4 +274,4 @@ def test_a_killed_import_is_finished_by_its_repeat(trained: Project, tmp_path: P
 
 def test_every_step_is_one_at_which_a_command_is_killed() -> None:
     killed = {step.removesuffix(" 2") for _, step in CASES} | {*RUN_STEPS, *IMPORT_STEPS}
-    assert killed | IN_MLFLOW == find_steps()
+    assert killed | IN_MLFLOW == find_steps(flows, registry, ptpipeline)

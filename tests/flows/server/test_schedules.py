@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from flows.nightly import narrow
 from flows.server.schedules import (
     distinct_schedules,
+    find_scheduled,
     find_slug,
     keep_pauses,
     list_due_runs,
     restore_due_runs,
-    scheduled_under,
     slug_of,
 )
 from ptpipeline.errors import NotFound
@@ -115,7 +115,7 @@ def test_tasks_with_one_schedule_share_a_slug(shipped: list[Task]) -> None:
 
 def test_a_schedule_takes_only_its_own_tasks(shipped: list[Task]) -> None:
     tasks = [shipped[0], on(shipped[1], "0 5 * * *", "UTC")]
-    assert scheduled_under(tasks, "0-5-x-x-x-utc") == [tasks[1]]
+    assert find_scheduled(tasks, "0-5-x-x-x-utc") == [tasks[1]]
 
 
 def test_a_schedule_no_task_has_is_refused_by_name(shipped: list[Task]) -> None:

@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split, read_snapshot
+from ptpipeline.prompts.interpretation import Wayward
 from ptpipeline.records.base import now
 from ptpipeline.records.serving import Holding
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.settings import Settings
+from ptpipeline.signing import SigningKey
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.addresses import (
     AliasPointer,
     HistoryRow,
     NumberedVersion,
+    PointersMoved,
     PromptObject,
+    is_believed,
     names_content,
     parse,
 )
-from ptpipeline.storage.keys import checkpoint_key
+from ptpipeline.storage.keys import MOVED_KEY, checkpoint_key
+from ptpipeline.storage.signed import find_signable
 from ptpipeline.tuning.seal import seal
 from registry.ledger.secret import CHECKPOINTS, take_secret
 from registry.ledger.usage import reports
@@ -35,8 +41,11 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.versions.commit import write_release
 from registry.versions.content import keep
-from registry.versions.publish import load_card, write_page
+from registry.versions.publish import attach, load_card, write_page
+from registry.versions.sign import sign_task
+from tests.golden import inputs
 from tests.golden.product import restore_times
+from tests.registry.signed import signed
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "project"
 
@@ -55,6 +64,7 @@ KINDS = {
     "plot": Stored("prompts/mood/*/plots/*.png", True),
     "neighbours": Stored("prompts/mood/*/neighbours-*.json", True),
     "mistakes": Stored("prompts/topic/*/mistakes-*.json", True),
+    "experiment": Stored("prompts/mood/*/wayward-*.json", True),
     "page": Stored("prompts/mood/*/report-*.html", True),
     "dossier": Stored("prompts/mood/*/records/*.json", True, ("records of version",)),
     "pointer": Stored("prompts/topic/aliases/*.json", True, ("pointer production",)),
@@ -68,6 +78,8 @@ KINDS = {
     "checkpoint": Stored("checkpoints/*.safetensors", False),
     "server report": Stored("servers/*.json", False),
 }
+SIGNED = [kind for kind, stored in KINDS.items() if is_believed(stored.where.replace("*", "a" * 64))]
+KEY = SigningKey(Ed25519PrivateKey.from_private_bytes(inputs.SIGNING_KEY))  # signed the golden project's prompts
 TOO_LARGE = "far too large"
 DAMAGE: dict[str, Callable[[bytes, bytes], bytes]] = {
     "a byte in the middle": lambda body, _: _flip(body, len(body) // 2),
@@ -109,12 +121,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for version in ledger.versions(task):
             write_page(registry, load_card(registry, task, version.digest), version)
         report_holdings(store, f"host-{task}", [Holding(task, ledger.version(task, 1).digest)])
+        experiment = inputs.WAYWARD | {"text": f"a text besides {task}"}
+        attach(registry, ledger.version("mood", 1).digest, Wayward.model_validate(experiment))
         key = checkpoint_key(hashlib.sha256(task.encode()).hexdigest())
         store.create(key, seal(take_secret(ledger.database, CHECKPOINTS), key, b"the state of a gang in training"))
         keep(store, f"prompts/mood/aliases/{task}.json", f"somebody wrote this to {task}".encode())
     autumn = ledger.releases()[0].model_copy(update={"name": "autumn", "at": now()})
     ledger.append_release(autumn, [])
     write_release(store, autumn)
+    keyed = with_keys(registry)
+    for task in ("mood", "topic"):
+        assert all(action.done for action in sign_task(keyed, keyed.store, task))  # type: ignore[arg-type]
+    fix(keyed, {}, examine(keyed))  # dossiers that hold the reports of before
     ledger.close()
     return folder
 
@@ -122,6 +140,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "project")
+
+
+def with_keys(registry: Registry) -> Registry:
+    return signed(registry, KEY, KEY)
 
 
 def objects(project: Path, kind: str) -> list[Path]:
@@ -149,18 +171,17 @@ def is_about(difference: Difference, kind: str, key: str) -> bool:
 
 def test_a_whole_project_has_no_differences(project: Path) -> None:
     assert examine(opened(project)) == []
+    assert examine(with_keys(opened(project))) == []
 
 
 def test_no_kind_of_object_is_left_out(project: Path) -> None:
     store = project / "home/store"
     kinds = {type(parse(key)) for key in FolderStore(store).keys("prompts") if not names_content(key)}
     reached = {path for kind in KINDS for path in objects(project, kind)}
-    others = [
-        path
-        for path in store.rglob("*")
-        if path.is_file() and path not in reached and not path.match(".lock") and not path.match("signature-*.json")
-    ]
-    assert kinds == {PromptObject, AliasPointer, HistoryRow, NumberedVersion}
+    reached |= {signature_of(project, path) for kind in SIGNED for path in objects(project, kind)}
+    reached.add(store / MOVED_KEY)  # tells nothing but that something changed
+    others = [path for path in store.rglob("*") if path.is_file() and path not in reached and not path.match(".lock")]
+    assert kinds == {PromptObject, AliasPointer, HistoryRow, NumberedVersion, PointersMoved}
     assert {kind_of(path.relative_to(store).as_posix()) for path in others} <= {
         kind_of(path.relative_to(store).as_posix()) for path in reached
     }
@@ -187,6 +208,25 @@ def test_damage_is_told_of_the_object_that_has_it_and_mended_if_it_can_be(projec
     left = examine(registry)
     assert left == ([] if KINDS[kind].mended else found)
     assert fix(registry, {}, left) == []
+
+
+def signature_of(project: Path, path: Path) -> Path:
+    """Where the signature of that object lies."""
+    store = project / "home/store"
+    signable = find_signable(path.relative_to(store).as_posix(), path.read_bytes())
+    assert signable is not None
+    return store / signable.signature_key(KEY.id)
+
+
+@pytest.mark.parametrize("how", ["a byte in the middle", "empty", "another of its kind", TOO_LARGE])
+@pytest.mark.parametrize("kind", SIGNED)
+def test_damage_to_a_signature_is_told_of_the_object_that_it_signs(project: Path, kind: str, how: str) -> None:
+    path, other = [path for path in objects(project, kind) if signature_of(project, path).exists()][:2]
+    signature, key = signature_of(project, path), path.relative_to(project / "home/store").as_posix()
+    signature.write_bytes(DAMAGE[how](signature.read_bytes(), signature_of(project, other).read_bytes()))
+    found = examine(with_keys(opened(project)))
+    assert found, f"the signature of {key} is damaged, and nothing was found"
+    assert [difference for difference in found if not is_about(difference, kind, key)] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
-from ptpipeline.errors import PromotionRefused, TaskFileError
-from ptpipeline.records.versions import Promotion
+from ptpipeline.errors import ArtifactError, PromotionRefused, TaskFileError
+from ptpipeline.records.versions import Pointer, Promotion
+from ptpipeline.serving.resolver import resolve
 from ptpipeline.signing import SigningKey
+from ptpipeline.storage.keys import pointer_key
 from ptpipeline.storage.signed import find_signer
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Task
@@ -275,3 +277,43 @@ def test_the_doctor_tells_an_override_that_no_promoter_signed(worker: Registry, 
     sign_task(promoter, promoter.store, "mood")  # type: ignore[arg-type]
     assert examine(worker) == []
     assert worker.ledger.version("mood", 2).digest == an_artifact(PLAIN, 2).digest
+
+
+# ---------------------------------------------------------------- the doors: a pointer written by hand
+
+
+def by_hand(registry: Registry, key: SigningKey | None, with_history: bool = False) -> None:
+    """Let production name version 2, whose gate failed, without the ledger: as somebody who has that key, or none."""
+    head = registry.ledger.head("mood", "production")
+    assert head is not None
+    row = head.model_copy(
+        update={"seq": 2, "version": 2, "digest": an_artifact(PLAIN, 2).digest, "previous": 1, "override": True}
+        | {"chain": head.row_digest(), "verdict": None, "actor": "eve"}
+    )
+    store = signed(registry, key).store
+    if with_history:
+        store.create(*history_object(row))
+    place = pointer_key("mood", "production")
+    store.replace(
+        place, Pointer(promotion=row, nonce="n" * 16).model_dump_json(indent=1).encode(), store.read(place).etag
+    )
+
+
+def test_a_reader_refuses_a_pointer_that_nobody_signed(worker: Registry) -> None:
+    by_hand(worker, None)
+    with pytest.raises(ArtifactError, match=r"production\.json: .*nobody signed it"):
+        resolve(signed(worker, None, WORKER, ADA).store, "mood")
+
+
+@pytest.mark.parametrize(
+    ("with_history", "told"),
+    [(False, "version 2 (seq 2)"), (True, "has no signature by a promoter of the task, which its file asks for")],
+)
+def test_a_pointer_that_the_worker_signed_without_a_promoter_is_read_and_told(
+    worker: Registry, tasks: Path, with_history: bool, told: str
+) -> None:
+    """A reader has no task file, so it does not know who has to sign (docs/signing.md)."""
+    declare(tasks, "override", ADA)
+    by_hand(worker, WORKER, with_history)
+    assert resolve(signed(worker, None, WORKER, ADA).store, "mood").number == 2
+    assert [difference.found for difference in examine(worker)] == [told]

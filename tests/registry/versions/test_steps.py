@@ -198,17 +198,19 @@ def test_the_history_is_stored_before_the_pointer_and_servers_are_told_behind_it
     assert store.puts == [history_key(task.name, "production", 1), pointer_key(task.name, "production"), MOVED_KEY]
 
 
+@pytest.mark.parametrize("seq", [1, 2])
 def test_servers_are_told_by_whoever_finds_a_promotion_that_died_behind_its_pointer(
-    watched: Registry, store: Watched, task: Task
+    watched: Registry, store: Watched, task: Task, seq: int
 ) -> None:
-    number = published(watched, task, 1)
+    before = promote(watched, task, published(watched, task, 9), ME).digest if seq == 2 else None
+    number = published(watched, task, 1, before)
     store.before_put = once(_die, MOVED_KEY)
     with pytest.raises(KeyboardInterrupt):
         promote(watched, task, number, ME)
     store.puts.clear()
     for _ in range(2):
         project(watched, task.name, "production")
-    assert store.puts == [history_key(task.name, "production", 1), MOVED_KEY]
+    assert store.puts == [history_key(task.name, "production", seq), MOVED_KEY]
 
 
 @pytest.mark.parametrize("refused", ["before_read", "before_put"])
