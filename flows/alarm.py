@@ -30,8 +30,8 @@ def alarm(request: AlarmRequest = EVERYTHING) -> list[str]:
 
 def look(context: Context) -> list[Overdue]:
     """Return what is overdue; an event tells others of it."""
-    overdue = find_overdue(context.registry, context.settings)
-    tell(context.registry, overdue)
+    overdue = find_overdue(context.registry.ledger, context.settings)
+    tell(context.registry.ledger, overdue)
     return overdue
 
 

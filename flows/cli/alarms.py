@@ -20,13 +20,16 @@ def alarm(as_json: Json = False) -> None:
     from flows.cli.render import print_table
     from flows.on_demand.silence import find_overdue, tell
     from flows.server.events import send_events
-    from ptpipeline.settings import load_settings
+    from ptpipeline.settings import check_place, load_settings
+    from registry.ledger.ledger import Ledger
 
-    settings, registry = load_settings(), open_registry(writing=True)
+    settings = load_settings()
+    check_place(settings, "ledger")
+    ledger = Ledger(settings.ledger)  # alone: it has to work without the store, too
     log_plainly()
-    overdue = find_overdue(registry, settings)
-    tell(registry, overdue)
-    sent = send_events(settings, registry.ledger.database)
+    overdue = find_overdue(ledger, settings)
+    tell(ledger, overdue)
+    sent = send_events(settings, ledger.database)
     print_table(overdue, as_json, "nothing is overdue")
     if settings.events:
         say(f"{sent.delivered} events delivered", sys.stderr)
@@ -49,7 +52,7 @@ def say_silence() -> list[str]:
         registry = open_registry()
     except NotFound:  # neither a stack nor a project: what was said of the stack says so
         return []
-    lines = [f"overdue: {one.sentence}" for one in find_overdue(registry, settings)]
+    lines = [f"overdue: {one.sentence}" for one in find_overdue(registry.ledger, settings)]
     for target in read_targets(settings):
         backlog = find_backlog(registry.ledger.database, target.name)
         if backlog.events:

@@ -19,8 +19,8 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import sound_tasks
 from ptpipeline.task.task import Schedule, Task
 from registry.ledger.events import record_event
+from registry.ledger.ledger import Ledger
 from registry.ledger.nights import RecordedNight, list_nights
-from registry.registry import Registry
 
 GRACE = timedelta(minutes=8)  # that a night may start late; the next look, at most five minutes later, notices it
 SKIPPED = "Skipped"  # the state of a night that did nothing, because another one ran or it came too late
@@ -47,26 +47,26 @@ class Clocks(NamedTuple):
         return written + self.ahead
 
 
-def find_overdue(registry: Registry, settings: Settings, time: datetime | None = None) -> list[Overdue]:
+def find_overdue(ledger: Ledger, settings: Settings, time: datetime | None = None) -> list[Overdue]:
     """Return what is overdue at that time, by default now by the ledger's clock, which the nights go by too.
 
     Raises ServiceUnavailable if the ledger does not answer.
     """
-    now = registry.ledger.database.time()
+    now = ledger.database.time()
     clocks = Clocks(time or now, now - read_clock())
     tasks, broken = sound_tasks(settings.tasks)
     latest = clocks.time + GRACE  # what is dated later was dated by a clock that was wrong
-    recorded = list_nights(registry.ledger, _NIGHTS)
+    recorded = list_nights(ledger, _NIGHTS)
     nights = [night for night in recorded if night.flow == "nightly" and _time(night.started) <= latest]
     return [
         *_broken_tasks(settings, broken, clocks),
-        *_stale_tasks(registry, settings, tasks, clocks),
+        *_stale_tasks(ledger, settings, tasks, clocks),
         *_missing_nights(settings, tasks, nights, clocks),
         *_long_nights(settings, _find_running(nights), clocks.time),
     ]
 
 
-def tell(registry: Registry, overdue: Sequence[Overdue]) -> None:
+def tell(ledger: Ledger, overdue: Sequence[Overdue]) -> None:
     """Write an event for each, once for one silence however often it is found."""
     for one in overdue:
         record: dict[str, Any] = {
@@ -79,7 +79,7 @@ def tell(registry: Registry, overdue: Sequence[Overdue]) -> None:
             "verdict": None,
             "since": one.since,
         }
-        record_event(registry.ledger.database, one.kind, record, once=[one.about, one.since])
+        record_event(ledger.database, one.kind, record, once=[one.about, one.since])
 
 
 def _broken_tasks(settings: Settings, broken: Mapping[str, str], clocks: Clocks) -> Iterator[Overdue]:
@@ -96,9 +96,9 @@ def _broken_tasks(settings: Settings, broken: Mapping[str, str], clocks: Clocks)
             )
 
 
-def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], clocks: Clocks) -> Iterator[Overdue]:
+def _stale_tasks(ledger: Ledger, settings: Settings, tasks: Sequence[Task], clocks: Clocks) -> Iterator[Overdue]:
     """Yield the tasks whose newest verdict, or without one whose file, is older than `max_age`, or of unknown age."""
-    judged = registry.ledger.last_judged()
+    judged = ledger.last_judged()
     for task in tasks:
         if task.max_age is None:
             continue

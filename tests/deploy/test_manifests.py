@@ -27,6 +27,7 @@ from tests.deploy.manifests import (
     kubernetes_errors,
     pod_of,
     read_compose,
+    template_of,
 )
 
 KUBERNETES = DEPLOY / "kubernetes"
@@ -153,7 +154,7 @@ def test_every_pod_may_talk_to_what_it_needs_and_nothing_else(
 ) -> None:
     policies = [one["spec"] for one in built[folder] if one["kind"] == "NetworkPolicy"]
     runs = [job_of_a_run()] if folder == "jobs" else []
-    pods = [one["spec"]["template"]["metadata"]["labels"] for one in [*built[folder], *runs] if pod_of(one)]
+    pods = [template_of(one)["metadata"]["labels"] for one in [*built[folder], *runs] if pod_of(one)]
     reached = {
         (name_pod(sender), name_pod(receiver))
         for sender in pods
@@ -167,6 +168,7 @@ def test_every_pod_may_talk_to_what_it_needs_and_nothing_else(
         ("mlflow", "postgres"),
         ("mlflow", "s3"),
         ("server", "s3"),
+        ("alarm", "postgres"),
         *([("job-maker", "prefect")] if folder == "jobs" else []),
     }
 
@@ -229,7 +231,7 @@ def test_every_service_of_compose_is_unprivileged_and_bounded() -> None:
         assert (service.get("cpu_shares", 1024) < 1024) == name.startswith("trainer"), name
         assert re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?(-[a-z]+)?", service["image"]), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
-        assert "healthcheck" in service or name.startswith(("worker", "trainer")) or name == "bootstrap"
+        assert "healthcheck" in service or name.startswith(("worker", "trainer", "bootstrap", "alarm"))
 
 
 def test_no_two_workers_share_a_home(built: dict[str, list[dict[str, Any]]]) -> None:

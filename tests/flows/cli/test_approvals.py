@@ -136,6 +136,12 @@ def test_status_and_alarm_say_what_is_overdue(environment: dict[str, str], tmp_p
     assert json.loads(alarm.stdout)["kind"] == "stale_task"
 
 
+def test_the_alarm_needs_no_store(environment: dict[str, str]) -> None:
+    away = {"PTP_STORE": "s3://away", "PTP_S3_ENDPOINT": "http://127.0.0.1:9"}
+    done = ptp(environment | away, "alarm", "--json")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_status_names_a_target_that_takes_no_events(environment: dict[str, str]) -> None:
     away = {"PTP_EVENTS": "ops", "PTP_EVENT_OPS": "slack:http://127.0.0.1:9/hidden"}
     assert ptp(environment, "approve", "mood@1", "--reason", "fine", *read(environment)).returncode == 0

@@ -57,7 +57,7 @@ class Place:
         end_night(self.registry.ledger, begun, state, tasks)
 
     def overdue(self, time: datetime = NOON) -> list[Overdue]:
-        return find_overdue(self.registry, self.settings, time)
+        return find_overdue(self.registry.ledger, self.settings, time)
 
 
 @pytest.fixture
@@ -121,11 +121,11 @@ def test_a_machine_with_another_clock_alarms_about_the_same(
     cron = f"{due.minute} {due.hour} * * *"
     place.declare(f"max_age: 0.9\nschedule: {{cron: '{cron}', timezone: UTC}}", now - timedelta(minutes=20) + off)
     place.judge(now - timedelta(minutes=50))
-    assert find_overdue(place.registry, place.settings) == []  # the night is due for the first time tomorrow
+    assert find_overdue(place.registry.ledger, place.settings) == []  # the night is due for the first time tomorrow
     place.declare(f"max_age: 0.8\nschedule: {{cron: '{cron}', timezone: UTC}}", now - timedelta(minutes=40) + off)
-    assert {one.kind for one in find_overdue(place.registry, place.settings)} == {"stale_task", "night_missing"}
+    assert {one.kind for one in find_overdue(place.registry.ledger, place.settings)} == {"stale_task", "night_missing"}
     place.declare("max_age: soon", now - timedelta(minutes=5) + off)
-    assert find_overdue(place.registry, place.settings) == []
+    assert find_overdue(place.registry.ledger, place.settings) == []
 
 
 @pytest.mark.parametrize(("minutes", "told"), [(7, False), (9, True)])
@@ -253,20 +253,20 @@ def test_a_silence_is_told_once_and_the_next_one_again(place: Place) -> None:
     database = place.registry.ledger.database
     for last, look in ((40, 0), (40, 5), (40, 10)):
         place.judge(NOON - timedelta(hours=last))
-        tell(place.registry, place.overdue(NOON + timedelta(minutes=look)))
+        tell(place.registry.ledger, place.overdue(NOON + timedelta(minutes=look)))
     event = take_due(database, "ops")
     assert event
     assert (event.kind, event.record["task"], event.record["actor"]) == ("stale_task", "mood", "alarm")
     assert take_due(database, "ops") is None
     place.judge(NOON)
-    tell(place.registry, place.overdue(NOON + timedelta(hours=31)))
+    tell(place.registry.ledger, place.overdue(NOON + timedelta(hours=31)))
     assert take_due(database, "ops")
 
 
 def test_an_event_names_the_task_whose_file_is_broken_and_none_for_a_night(place: Place) -> None:
     place.declare("max_age: soon")
     place.night("tonight", NOON - timedelta(hours=13))
-    tell(place.registry, place.overdue())
+    tell(place.registry.ledger, place.overdue())
     told = {}
     while event := take_due(place.registry.ledger.database, "ops"):
         told[event.kind] = event.record["task"]
