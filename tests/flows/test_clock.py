@@ -21,6 +21,7 @@ from tests.http_server import Quiet, serve
 CHECKOUT = Path(__file__).parents[2]
 # Who may read this machine's clock, and why no other machine minds. Time that passes is `time.monotonic`'s.
 MAY_READ = {
+    "flows/chronicle.py": "the beginning of a night that no ledger noted, until the end does",
     "flows/clock.py": "it holds the clock against the server's",
     "flows/cli/work.py": "the day in the key of a person's own `ptp trigger --once`",
     "flows/local/certificate.py": "the local stack is one machine",
@@ -103,8 +104,8 @@ def test_a_night_that_waits_is_known_by_the_servers_clock() -> None:
     """Whoever deploys with a clock that is behind would else lose it with the schedule."""
     asked_for = {"request": {"schedule": "0-2-x-x-x-utc"}}
     late = {"id": "late", "auto_scheduled": True, "estimated_start_time_delta": 600.0, "parameters": asked_for}
-    coming = {"id": "coming", "auto_scheduled": True, "estimated_start_time_delta": 0.0}
-    by_hand = {"id": "by hand", "auto_scheduled": False, "estimated_start_time_delta": 600.0}
+    coming = {"id": "coming", "auto_scheduled": True, "estimated_start_time_delta": 0.0, "parameters": {}}
+    by_hand = {"id": "by hand", "auto_scheduled": False, "estimated_start_time_delta": 600.0, "parameters": {}}
     with listening(Prefect({"POST /flow_runs/filter": lambda _: (200, [late, by_hand, coming])})) as prefect:
         assert list_due_runs(prefect.url, {"id": "nightly"}) == [late]
         [asked] = prefect.bodies("POST /flow_runs/filter")
