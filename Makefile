@@ -25,7 +25,7 @@ down: install
 export PYTHONDONTWRITEBYTECODE :=
 
 test: install
-	$(BIN)/python -m pytest -m 'not soak' --numprocesses 4  # tests/schedule.py says which tests stay together
+	$(BIN)/python -m pytest -m 'not soak' --numprocesses 6  # tests/schedule.py says which tests stay together
 
 # The tests that compute, rounded as on a processor without AVX-512: no test may depend on how this machine rounds.
 LIMITED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2

@@ -162,6 +162,24 @@ def test_a_night_whose_machine_died_goes_on_from_its_checkpoint_to_the_same_bits
     assert tuned.digest == train_undisturbed(factory.folder, factory.home, tmp_path)
 
 
+def test_a_slot_that_was_held_when_the_server_died_is_given_back(factory: Factory) -> None:
+    alarm = factory.ask("GET", "deployments/name/alarm/ptp-alarm")
+    limit = f"v2/concurrency_limits/{alarm['global_concurrency_limit']['id']}"
+    later = {
+        "type": "SCHEDULED",
+        "state_details": {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()},
+    }
+    run = factory.ask("POST", f"deployments/{alarm['id']}/create_flow_run", {"state": later})[
+        "id"
+    ]  # no worker takes it
+    factory.ask("POST", f"flow_runs/{run}/set_state", {"state": {"type": "PENDING"}})
+    assert factory.ask("GET", limit)["active_slots"] == 1
+    factory.kill("server")
+    factory.start_server()
+    assert factory.ask("GET", limit)["active_slots"] == 1
+    wait_for(lambda: factory.ask("GET", limit)["active_slots"] == 0, PATIENCE, every=5)
+
+
 # ---------------------------------------------------------------- a night that a person suspends
 
 

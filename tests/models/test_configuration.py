@@ -103,7 +103,8 @@ OTHER = {
 def answer(**fields: object) -> torch.Tensor:
     """The logits of a Llama of that configuration, with the same weights as far as they fit."""
     torch.manual_seed(0)
-    config = LlamaConfig.from_dict(LLAMA | {"attn_implementation": "eager"} | fields)
+    given = copy.deepcopy(LLAMA)  # transformers writes into it
+    config = LlamaConfig.from_dict(given | {"attn_implementation": "eager"} | fields)
     config.return_dict = True  # as `load_base` does
     return LlamaForCausalLM(config).eval()(torch.arange(9)[None]).logits
 
