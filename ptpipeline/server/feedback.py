@@ -31,8 +31,8 @@ def make_router(service: Service) -> APIRouter:
         trials, place = service.live.trials, (name, int(number))
         unknown = Refusal(
             404,
-            "id: no second version stood beside the one that answered, its answer was told already, or it was answered "
-            "too long ago",
+            "id: no second version stood beside the one that answered, its answer was told already, it was answered "
+            "too long ago, or another server gave it: tell that one",
             "unknown_id",
         )
         given = trials.find(*place)
