@@ -4,7 +4,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -75,9 +74,8 @@ def test_a_night_waits_for_another_whose_training_a_person_cancels(project: Proj
         cancelled = time.monotonic()
         state = {"type": "CANCELLING", "name": "Cancelling"}  # as Prefect's page does
         call("POST", f"{project.prefect}/flow_runs/{first}/set_state", {"state": state})
-        told = wait_for(lambda: "writes a checkpoint" in log_of(project, first) or not is_alive(training), PATIENCE)
         training.wait(PATIENCE)
-        print(f"the training ended {time.monotonic() - cancelled:.1f} s after it was cancelled, told: {told}")
+        print(f"the training ended {time.monotonic() - cancelled:.1f} s after it was cancelled")
         assert time.monotonic() - cancelled < ENDED_SECONDS
         wait_for(lambda: state_of(project, first)["type"] == "CANCELLED", PATIENCE)
         assert followed(project, second)[1].state == "COMPLETED"
@@ -85,7 +83,3 @@ def test_a_night_waits_for_another_whose_training_a_person_cancels(project: Proj
         lines, end = followed(project, again)
         assert end.state == "COMPLETED", end.message
         assert any("resumes from a checkpoint" in line.message for line in lines)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

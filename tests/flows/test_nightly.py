@@ -181,12 +181,8 @@ def test_a_night_that_prefect_runs_again_after_its_end_is_another_night(
     assert [(night.id, night.state) for night in list_nights(ledger, 9)] == [("run 2", "Completed"), ("run", "Failed")]
 
 
-@pytest.mark.parametrize(("state", "noted"), [("CANCELLING", "Cancelled"), ("RUNNING", None)])  # or it was evicted
-def test_a_night_that_a_person_cancels_has_ended(
-    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch, state: str, noted: str | None
-) -> None:
-    monkeypatch.setitem(vars(flow_run), "id", "run")
-    begun = begin(context, NightlyRequest())
+def end_by_signal(context: Context, begun: RecordedNight, state: str) -> None:
+    """End the night of the run `run`, which Prefect has in that state, by the signal that ends its process."""
     answers = {"GET /flow_runs/run": lambda _: (200, {"state_type": state})}
     with (
         listening(Prefect(answers)) as prefect,
@@ -195,6 +191,15 @@ def test_a_night_that_a_person_cancels_has_ended(
         noting_cancellation(context, begun),
     ):
         raise TerminationSignal(15)
+
+
+@pytest.mark.parametrize(("state", "noted"), [("CANCELLING", "Cancelled"), ("RUNNING", None)])  # or it was evicted
+def test_a_night_that_a_person_cancels_has_ended(
+    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch, state: str, noted: str | None
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "run")
+    begun = begin(context, NightlyRequest())
+    end_by_signal(context, begun, state)
     [night] = list_nights(ledger, 9)
     assert night.state == noted
 
@@ -207,14 +212,7 @@ def test_a_cancelled_night_ends_soon_although_the_ledger_is_away(
     begun, began = begin(context, NightlyRequest()), time.monotonic()
     with ledger.database.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE night RENAME TO elsewhere")
-    answers = {"GET /flow_runs/run": lambda _: (200, {"state_type": "CANCELLING"})}
-    with (
-        listening(Prefect(answers)) as prefect,
-        temporary_settings({PREFECT_API_URL: prefect.url}),
-        pytest.raises(TerminationSignal),
-        noting_cancellation(context, begun),
-    ):
-        raise TerminationSignal(15)
+    end_by_signal(context, begun, "CANCELLING")
     assert time.monotonic() - began < 10
 
 
