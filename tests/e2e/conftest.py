@@ -43,6 +43,12 @@ schedule: {{cron: "0 2 * * *", timezone: Asia/Seoul}}
 """
 
 
+def make_long(steps: int, eval_every: int) -> str:
+    """Return the text of a task that trains so many steps, whatever becomes of it; its rows are still to be named."""
+    text = TASK.replace("name: fruit", "name: orchard").replace("eval_every: 6", f"eval_every: {eval_every}")
+    return text.replace("steps: 12", f"steps: {steps}, patience: {steps}")
+
+
 class Proxy(NamedTuple):
     """A proxy that refuses everything, and what it was asked."""
 

@@ -22,7 +22,7 @@ from ptpipeline.settings import load_settings
 from ptpipeline.storage import open_store
 from registry.ledger.ledger import Ledger
 from registry.registry import open_registry
-from tests.e2e.conftest import TASK, Project, another_task
+from tests.e2e.conftest import Project, another_task, make_long
 from tests.e2e.test_flows import followed
 from tests.waiting import wait_for
 
@@ -31,8 +31,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(1800)]
 ENDED_SECONDS = 10.0
 PATIENCE = 600.0  # with a machine that is busy
 STEPS = 3000  # the log that tells of step 20 comes two seconds later
-LONG = TASK.replace("name: fruit", "name: orchard").replace("steps: 12", f"steps: {STEPS}, patience: {STEPS}")
-LONG = LONG.replace("eval_every: 6", f"eval_every: {STEPS // 2}")
+LONG = make_long(STEPS, STEPS // 2)
 
 
 @pytest.fixture

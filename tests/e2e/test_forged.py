@@ -12,7 +12,7 @@ from ptpipeline.settings import load_settings
 from ptpipeline.storage import ObjectStore, open_store
 from ptpipeline.task.folder import load_task
 from registry.registry import open_registry
-from tests.e2e.conftest import TASK, Project, another_task
+from tests.e2e.conftest import TASK, Project, another_task, make_long
 from tests.e2e.test_down import log_of, process_of, train_undisturbed
 from tests.e2e.test_flows import followed
 from tests.flows.stages import test_altered_results as results
@@ -23,8 +23,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 PATIENCE = 600.0  # with a machine that is busy
 STEPS = 6000  # a minute alone: a checkpoint is due after 20 s
-LONG = TASK.replace("name: fruit", "name: orchard").replace("steps: 12", f"steps: {STEPS}, patience: {STEPS}")
-LONG = LONG.replace("eval_every: 6", "eval_every: 500")
+LONG = make_long(STEPS, 500)
 SOUR = TASK.replace("name: fruit", "name: sour").replace("minimum: 0.0", "minimum: 1.0")
 
 

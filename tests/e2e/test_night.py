@@ -27,7 +27,7 @@ from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Schedule, Task
 from registry.registry import open_registry
-from tests.e2e.conftest import TASK, write_project
+from tests.e2e.conftest import make_long, write_project
 from tests.e2e.test_down import train_undisturbed
 from tests.waiting import wait_for
 
@@ -36,8 +36,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(3600)]
 NOTICED_SECONDS = 120.0
 PATIENCE = 600.0  # with a machine that is busy
 STEPS = 6000  # it has to train still when its log of step 20 is seen, some seconds later
-LONG = TASK.replace("name: fruit", "name: orchard").replace("steps: 12", f"steps: {STEPS}, patience: {STEPS}")
-LONG = LONG.replace("eval_every: 6", "eval_every: 1000")
+LONG = make_long(STEPS, 1000)
 
 
 class Factory:
