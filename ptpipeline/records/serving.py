@@ -1,6 +1,8 @@
 """What serving records: what each server holds, observes and compares; and one answer."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
 
 from ptpipeline.records.base import Count, Grown, Instant, Record, digest_of
 
@@ -72,15 +74,28 @@ class CanaryTally(NamedTuple):
     second: Count = 0
 
 
+class PassedOn(NamedTuple):
+    """The right answer, by its hash, to a text that another server answered: that one counts it.
+
+    request, number: the id of its answer, and the index of the text.
+    """
+
+    request: str
+    number: Count
+    task: str
+    right: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
 class ServerReport(Grown):
     """The prompts that a server has loaded, at `servers/<server>.json`; after a restart it may need their bytes
     again.
 
     `observed` and `refused` say what each alias is to this server, `trials` and `canaries` how its shadows and canaries
-    compare. `sha256` is the digest of all other fields, which shows bits that rotted.
+    compare, `passed` what it was told of other servers' answers. `sha256` is the digest of all other fields, which
+    shows bits that rotted.
     """
 
-    LATER: ClassVar = frozenset({"sha256", "observed", "refused", "trials", "canaries"})
+    LATER: ClassVar = frozenset({"sha256", "observed", "refused", "trials", "canaries", "passed"})
 
     schema_version: Literal[1] = 1
     server: str
@@ -91,6 +106,7 @@ class ServerReport(Grown):
     refused: list[Refused] = []
     trials: list[Tally] = []
     canaries: list[CanaryTally] = []
+    passed: list[PassedOn] = []
 
     def compute_sha256(self) -> str:
         """Return the digest of all fields but `sha256`."""

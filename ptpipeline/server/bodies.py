@@ -114,11 +114,13 @@ class Classify(Asked):
 
 class Feedback(Asked):
     """The right answer to a text, in `label`: a label of the task, or the text that should have been generated. `id` is
-    that of the answer, with `-0` for its first text.
+    that of the answer, with `-0` for its first text. With the `model` that was asked, any server takes it, whichever of
+    them answered.
     """
 
     id: Name
     label: Annotated[str, Field(min_length=1)]
+    model: Model | None = None
 
 
 class StreamOptions(Asked):

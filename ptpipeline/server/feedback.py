@@ -13,6 +13,7 @@ from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.service import Service, caller_of, id_of
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.served import Served
+from ptpipeline.serving.trials import hash_feedback
 from ptpipeline.task.template import Fields, read_template
 
 _SHOWN = 500  # characters of the labels that a refusal names
@@ -29,23 +30,42 @@ def make_router(service: Service) -> APIRouter:
         if not (number.isascii() and number.isdigit() and len(number) < 9 and name):
             raise Refusal(400, "id: expected the id of an answer, `-`, and the index of the text", "invalid_id")
         trials, place = service.live.trials, (name, int(number))
-        unknown = Refusal(
-            404,
-            "id: no second version stood beside the one that answered, its answer was told already, it was answered "
-            "too long ago, or another server gave it: tell that one",
-            "unknown_id",
-        )
         given = trials.find(*place)
         if given is None or not caller_of(request).may_use(given.task):  # who may not use it is told as if it was none
-            raise unknown
-        if given.labels and body.label not in given.labels:  # counted, a slip of the pen would be both versions' error
-            known = shorten(", ".join(sorted(given.labels)), _SHOWN)[1:-1]
-            raise Refusal(400, f"label: {given.task} has no such label; expected one of {known}", "invalid_label")
+            return await pass_on(request, body, place)
+        _check_label(body.label, given.labels, given.task)
         if not trials.judge(*place, body.label):
-            raise unknown
+            raise _unknown()
         return JSONResponse({"object": "feedback", "id": body.id})
 
+    async def pass_on(request: Request, body: Feedback, place: tuple[str, int]) -> Response:
+        """Let the server that answered hear of it; this one cannot know whether there is one."""
+        if body.model is None or not service.live.server:
+            raise _unknown()
+        served = await service.find(request, body.model, None)
+        if served.split is None and served.shadow is None:
+            raise _unknown()
+        _check_label(body.label, served.labels, served.task)
+        service.live.relay.pass_on(hash_feedback(*place, served.task, body.label))
+        return JSONResponse({"object": "feedback", "id": body.id, "passed_on": True}, 202)
+
     return router
+
+
+def _unknown() -> Refusal:
+    return Refusal(
+        404,
+        "id: no second version stood beside the one that answered, its answer was told already, it was answered too "
+        "long ago, or another server gave it: name the `model` that was asked too, and any server takes it",
+        "unknown_id",
+    )
+
+
+def _check_label(label: str, known: frozenset[str], task: str) -> None:
+    """Raise Refusal for a label that neither version has: counted, a slip of the pen would be both versions' error."""
+    if known and label not in known:
+        names = shorten(", ".join(sorted(known)), _SHOWN)[1:-1]
+        raise Refusal(400, f"label: {task} has no such label; expected one of {names}", "invalid_label")
 
 
 def follow_labels(

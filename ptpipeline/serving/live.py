@@ -20,6 +20,7 @@ from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings, list_holdin
 from ptpipeline.serving.last_good import LastGood, own_folder
 from ptpipeline.serving.pointers import Pointers
 from ptpipeline.serving.refusals import Place, Refusals
+from ptpipeline.serving.relay import Relay
 from ptpipeline.serving.resolver import read_name, read_promotion, split_reference
 from ptpipeline.serving.seen import Memory
 from ptpipeline.serving.served import Alias, Served, State, put_beside
@@ -62,7 +63,7 @@ class Live:
         self.store, self.server, self.clock = store, server, clock
         self._memory, own = Memory(home), own_folder(home, server)
         self.tasks = frozenset(tasks)
-        self.trials = Trials(own, store.where)
+        self.trials, self.relay = Trials(own, store.where), Relay(clock)
         self._good = LastGood(own, store.where)
         self._holdings = Holdings(holder, self._good, clock)
         self._aliases: dict[Place, Alias] = {}
@@ -246,6 +247,7 @@ class Live:
                     with self._refused.trying(place, tags[place]), self._changing:
                         if self._aliases.get(place) is due[place]:  # else a request loaded it since, and read it later
                             self._adopt(self.store, promotion, tags[place] or "")
+            self.relay.listen(self.store, self.server, self.trials)
         except (ServiceUnavailable, SettingsError) as error:
             if not self._trouble:
                 log.warning("%s; this server goes on with the versions that it has", error)
@@ -319,12 +321,14 @@ class Live:
         promotions = [alias.promotion for alias in self._aliases.copy().values()]
         holds = sorted({*self._holdings.list(), *self._reading.copy()})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
-        told = (holds, observed, self._refused.list())
+        passed = self.relay.list()
+        told = (holds, observed, self._refused.list(), passed)
         if told == self._reported[0] and self.clock() - self._reported[1] < REPORT:
             return
         self.trials.keep([(row.task, row.alias, row.seq) for row in promotions if row.beside])
         try:
-            report_holdings(self.store, self.server, *told, self.trials.list(), self.trials.list_canaries())
+            report_holdings(self.store, self.server, *told[:3], self.trials.list(), self.trials.list_canaries(), passed)
+            self.relay.mark(passed)
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
         self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.foreign import ALTERED, parse_record
 from ptpipeline.records.base import now
-from ptpipeline.records.serving import CanaryTally, Holding, Observed, Refused, ServerReport, Tally
+from ptpipeline.records.serving import CanaryTally, Holding, Observed, PassedOn, Refused, ServerReport, Tally
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
 from ptpipeline.storage.objects import is_key
@@ -22,11 +22,12 @@ def report_holdings(
     refused: Iterable[Refused] = (),
     trials: Iterable[Tally] = (),
     canaries: Iterable[CanaryTally] = (),
+    passed: Iterable[PassedOn] = (),
 ) -> ServerReport:
     """Store what the server holds from now on, in place of its last report, and return the report.
 
     observed, refused: the promotions that it answers by, and those that it does not take. trials, canaries: what became
-    of its shadows and canaries so far.
+    of its shadows and canaries so far. passed: what it was told of other servers' answers.
 
     Report a prompt before you read it: garbage collection keeps what a report names. `server` is the server's own name,
     such as its host's. Raises SettingsError for a name that cannot be part of a key, PreconditionFailed if another
@@ -42,6 +43,7 @@ def report_holdings(
         refused=sorted(refused),
         trials=sorted(trials),
         canaries=sorted(canaries),
+        passed=sorted(passed),
     )
     report = report.model_copy(update={"sha256": report.compute_sha256()})
     key, body = server_key(server), report.model_dump_json(indent=1).encode()

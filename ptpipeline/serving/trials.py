@@ -17,7 +17,7 @@ from ptpipeline.errors import ArtifactError, NotFound, PtpError, place_of
 from ptpipeline.foreign import parse_record, read_file
 from ptpipeline.private import write_private
 from ptpipeline.records.base import Record
-from ptpipeline.records.serving import CanaryTally, Tally
+from ptpipeline.records.serving import CanaryTally, PassedOn, Tally
 from ptpipeline.serving.served import Served
 
 REMEMBERED = 100_000  # answers whose right label may still be told
@@ -184,12 +184,26 @@ class Trials:
         """Note the right answer to a text of a request; return whether it is known, and was not judged before."""
         with self._lock:
             given = self._given.pop((request, number), None)
-            if given is None:
-                return False
-            own = given.own == _hash(right)
-            if given.shadow is None:
-                return self._judge_canary(given, own)
-            return self._judge_shadow(given, own, given.shadow == _hash(right))
+            return given is not None and self._judge(given, _hash(right))
+
+    def judge_passed(self, told: PassedOn) -> None:
+        """Note what another server was told, if this one gave that answer for that task."""
+        place = (told.request, told.number)
+        with self._lock:
+            given = self._given.get(place)
+            if given is not None and given.task == told.task:
+                del self._given[place]
+                self._judge(given, bytes.fromhex(told.right))
+
+    def _judge(self, given: Given, right: bytes) -> bool:
+        if given.shadow is None:
+            return self._judge_canary(given, given.own == right)
+        return self._judge_shadow(given, given.own == right, given.shadow == right)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the right answer to a text may still be told."""
+        return bool(self._given)
 
     def _judge_shadow(self, given: Given, own: bool, shadow: bool) -> bool:
         tally = self._tallies.get(given.place)
@@ -286,6 +300,11 @@ class Trials:
         if kept.store == self._store:
             self._tallies = {(tally.task, tally.alias, tally.seq): tally for tally in kept.tallies}
             self._canaries = {(tally.task, tally.alias, tally.seq): tally for tally in kept.canaries}
+
+
+def hash_feedback(request: str, number: int, task: str, right: str) -> PassedOn:
+    """Return what another server is told of its answer: the hash of the right one."""
+    return PassedOn(request, number, task, _hash(right).hex())
 
 
 def _hash(answer: str) -> bytes:

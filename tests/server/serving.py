@@ -91,13 +91,17 @@ def fill(store: ObjectStore) -> dict[str, Artifact]:
 @contextmanager
 def running(
     folder: Path, tokens: Tokens | None = None, limits: Limits = Limits(), address: Address = Address("127.0.0.1", 0),
-    log_texts: bool = False, waiting: int = 1000, answers: Answerer | None = None,
+    log_texts: bool = False, waiting: int = 1000, answers: Answerer | None = None, name: str = "",
+    store: ObjectStore | None = None,
 ) -> Iterator[Running]:  # fmt: skip
-    """A server over a filled store, in a thread of this process. answers: who answers instead of the batcher."""
-    store = FolderStore(folder / "store")
-    fill(store)
+    """A server over a filled store, in a thread of this process. answers: who answers instead of the batcher. name:
+    under which it reports. store: that of another server, else one of its own.
+    """
+    if store is None:
+        store = FolderStore(folder / "store")
+        fill(store)
     answerer = Batcher(Engine(tiny()), waiting)
-    live = Live(store, answerer, folder / "home")
+    live = Live(store, answerer, folder / "home", server=name)
     live.start()
     ending = Ending()
     service = Service(live, answers or answerer, limits, Metrics(live, answerer), log_texts)
