@@ -21,7 +21,7 @@ from ptpipeline.records.serving import Holding
 from ptpipeline.serving.pointers import Pointers
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.serving.seen import Memory
-from ptpipeline.serving.servers import report_holdings
+from ptpipeline.serving.servers import read_server_reports, report_holdings
 from ptpipeline.storage import RequestLimits, S3Store
 from ptpipeline.storage.conditional import check_conditional_puts
 from ptpipeline.storage.keys import version_key
@@ -277,6 +277,7 @@ def test_a_server_reads_signed_prompts_and_reports_what_it_holds(stores: dict[st
         assert resolved.number == number
         for _ in range(2):  # the second replaces the first
             report_holdings(stores["server"], "host-1", [Holding(task.name, resolved.artifact.digest)])
+        assert [report.server for report in read_server_reports(stores["server"])] == ["host-1"]
     assert resolve(reader, f"{task.name}@1").number == 1
     ledger.close()
 
