@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
-from ptpipeline.errors import ArtifactError, Overloaded
+from ptpipeline.errors import ArtifactError, Overloaded, SettingsError
 from ptpipeline.records.serving import PassedOn
 from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.serving.trials import Trials
@@ -58,15 +58,15 @@ class Relay:
                     self._passed[told] = self._clock()
 
     def listen(self, store: ObjectStore, server: str, trials: Trials) -> None:
-        """Count what the other servers were told of this one's answers, if any waits for feedback. Raises what the
-        store raises; a report that cannot be read is logged once.
+        """Count what the other servers were told of this one's answers, if any waits for feedback. Raises
+        ServiceUnavailable; a report that cannot, or may not, be read is logged once.
         """
         if not trials.waits or (self._listened is not None and self._clock() - self._listened < LISTEN):
             return
         self._listened = self._clock()
         try:
             reports = read_server_reports(store)
-        except ArtifactError as error:
+        except (ArtifactError, SettingsError) as error:
             if str(error) != self._trouble:
                 log.warning("%s; feedback that other servers took is not counted", error)
             self._trouble = str(error)

@@ -110,3 +110,12 @@ def test_a_report_that_cannot_be_read_is_told_once_and_pointers_are_followed(
         answered.poll(LISTEN)
     assert answered.live.peek(TASK).number == 3
     assert caplog.text.count("feedback that other servers took is not counted") == 1
+
+
+def test_a_server_that_may_not_read_the_others_reports_follows_pointers(answered: Server, store: Away) -> None:
+    report_holdings(store, "other", [], passed=[RIGHT])
+    store.withheld = [server_key("other")]
+    point(store, 2, digest(2), 3)
+    answered.poll(LISTEN)
+    assert answered.live.peek(TASK).number == 2
+    assert answered.live.observe().trouble == ""
