@@ -1,7 +1,7 @@
 """What the local stack costs while nobody uses it: processor time of each of its servers, in percent of a core.
 
-`python -m benchmarks.idle [--seconds 60]` watches the stack of PTP_HOME that `ptp up` started, children included, and
-prints one JSON.
+`python -m benchmarks.idle [--seconds 600]` watches the stack of PTP_HOME that `ptp up` started, with all processes that
+these start meanwhile, and prints one JSON. Something happens every five minutes, so watch for two of these.
 """
 
 import argparse
@@ -19,14 +19,15 @@ from ptpipeline.settings import load_settings
 def _read_seconds(process: Process) -> float:
     root = psutil.Process(process.pid)
     times = [own.cpu_times() for own in (root, *root.children(recursive=True))]
-    total: float = sum(own.user + own.system for own in times)
+    # `children_*` are the times of processes that ended, such as flow runs
+    total: float = sum(own.user + own.system + own.children_user + own.children_system for own in times)
     return total
 
 
 def main() -> None:
     """Measure and print; raise StackError if the stack is down."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to watch")
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long to watch")
     seconds = parser.parse_args().seconds
     stack = read(load_settings().home)
     if stack is None or not stack.processes:

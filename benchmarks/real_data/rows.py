@@ -18,8 +18,8 @@ KINDS = {  # WordNet's files of nouns (lexnames(5WN)) by the word that names the
     "04": "act", "05": "animal", "06": "artifact", "14": "group", "15": "location", "18": "person", "20": "plant",
     "26": "state",
 }  # fmt: skip
-MOST = 3_000  # rows of each task's table
-_LONGEST = 500  # characters of a description
+MOST = 2_000  # rows of each task's table
+_LONGEST = 300  # characters of a description
 
 Row = TypeVar("Row")
 

@@ -14,12 +14,11 @@ def alarm(as_json: Json = False) -> None:
     """Notice what should have happened and did not, and send events.
 
     Noticed are a task without a verdict for longer than its max_age, a night that did not start and one that does not
-    end; exit code 4 if there is any. The deployment `alarm` does the same every five minutes. A dead worker runs no
-    deployment, so let cron on another machine call this too.
+    end; exit code 4 if there is any. The local stack's watcher, or the deployment `alarm`, does the same every five
+    minutes. A dead worker runs no deployment, so let cron on another machine call this too.
     """
     from flows.cli.render import print_table
-    from flows.on_demand.silence import find_overdue, tell
-    from flows.server.events import send_events
+    from flows.on_demand.silence import sound_alarm
     from ptpipeline.settings import check_place, load_settings
     from registry.ledger.ledger import Ledger
 
@@ -27,9 +26,7 @@ def alarm(as_json: Json = False) -> None:
     check_place(settings, "ledger")
     ledger = Ledger(settings.ledger)  # alone: it has to work without the store, too
     log_plainly()
-    overdue = find_overdue(ledger, settings)
-    tell(ledger, overdue)
-    sent = send_events(settings, ledger.database)
+    overdue, sent = sound_alarm(ledger, settings)
     print_table(overdue, as_json, "nothing is overdue")
     if settings.events:
         say(f"{sent.delivered} events delivered", sys.stderr)

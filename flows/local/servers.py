@@ -34,7 +34,7 @@ DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker", "watcher")  # in starting order
 WITH_SETTINGS = ("worker", "watcher")  # they read task files and settings, as they were when they were started
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect", "watcher": "mlflow"}  # they were told the other's address
-MAKE = 7  # of the definitions below: a running server of another make is replaced by `up`
+MAKE = 8  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 # and on a socket, whose place no option changes; its parts speak to each other there, and to nobody if it is another's
 GRPC_SOCKET = "/tmp/seaweedfs-{name}-grpc-{port}.sock"  # noqa: S108  it is SeaweedFS's choice

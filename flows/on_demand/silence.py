@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
+from flows.server.events import Sent, send_events
 from flows.server.schedules import distinct_schedules, find_scheduled
 from ptpipeline.records.base import Record, read_clock
 from ptpipeline.settings import Settings
@@ -64,6 +65,16 @@ def find_overdue(ledger: Ledger, settings: Settings, time: datetime | None = Non
         *_missing_nights(settings, tasks, nights, clocks),
         *_long_nights(settings, _find_running(nights), clocks.time),
     ]
+
+
+def sound_alarm(ledger: Ledger, settings: Settings) -> tuple[list[Overdue], Sent]:
+    """Find what is overdue and write an event for each, send the events that are due, and return both.
+
+    Raises ServiceUnavailable if the ledger does not answer.
+    """
+    overdue = find_overdue(ledger, settings)
+    tell(ledger, overdue)
+    return overdue, send_events(settings, ledger.database)
 
 
 def tell(ledger: Ledger, overdue: Sequence[Overdue]) -> None:

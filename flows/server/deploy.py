@@ -36,6 +36,7 @@ FLOWS = (
 )
 # A person's edit in the MLflow UI is judged by the second of two polls.
 EVERY_FIVE_MINUTES = {"cron": "*/5 * * * *", "timezone": "UTC"}
+WATCHED = ("reconcile", "alarm")  # on a local stack its watcher does their work, which as a run costs six seconds
 POLLS = {"reconcile": "poll", "watch-sources": "watch", "alarm": "alarm"}  # the slugs of their schedules
 SCHEDULED = ("nightly", *POLLS)  # the flows whose schedules are ptpipeline's; those of the others are people's
 TRAINING = ("tune", "gang")  # the flows that train wherever they run; a night gives that away if it can
@@ -66,7 +67,7 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus
     before = read_deployments(api)
     due = list_due_runs(api, before["nightly"]) if "nightly" in before else []
     folder, names = _WORKERS_FOLDER if shared else str(Path.cwd()), _declared_names(settings)
-    slugs = {flow: {one["slug"] for one in _schedules(flow, tasks)} for flow in SCHEDULED}
+    slugs = {flow: {one["slug"] for one in _schedules(flow, tasks, shared)} for flow in SCHEDULED}
     for flow in FLOWS:
         wanted, known = describe_deployment(flow, tasks, names, folder, gpus), before.get(flow)
         if known and flow in SCHEDULED:
@@ -79,7 +80,8 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus
         keep_pauses(api, before["nightly"], after["nightly"], slugs["nightly"])
     for flow in SCHEDULED:
         others = [one for one in after[flow]["schedules"] if one["slug"] not in slugs[flow]]
-        remove_schedules(api, after[flow], others)
+        reason = "the stack's watcher does its work" if flow in WATCHED and not shared else "no task file has it"
+        remove_schedules(api, after[flow], others, reason)
     restore_due_runs(api, due)
     for flow in POLLS:
         _free_leaked_slot(api, after[flow])
@@ -120,8 +122,9 @@ def describe_deployment(
 ) -> dict[str, Any]:
     """Return the deployment of a flow as Prefect's REST API takes it.
 
-    `nightly` runs on the tasks' schedules, `reconcile` and `alarm` every five minutes, and so does `watch-sources` if a
-    task is watched; the others run on request, of the tasks with these `names`.
+    `nightly` runs on the tasks' schedules, `reconcile` and `alarm` every five minutes if the server is shared (its
+    `folder` is that of each worker), and `watch-sources` if a task is watched; the others run on request, of the tasks
+    with these `names`.
     """
     trains, polls = flow in TRAINING, flow in POLLS
     return {
@@ -137,7 +140,7 @@ def describe_deployment(
         # may leak: its own lease does it (flows/turn.py)
         "concurrency_limit": 1 if polls else None,
         "concurrency_options": {"collision_strategy": "CANCEL_NEW"} if polls else None,
-        "schedules": _schedules(flow, tasks),
+        "schedules": _schedules(flow, tasks, folder == _WORKERS_FOLDER),
         "parameter_openapi_schema": narrow_schema(make_schema(flow), names),
         "enforce_parameter_schema": True,
     }
@@ -175,7 +178,7 @@ def narrow_schema(whole: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
     return {**whole, "additionalProperties": False, "definitions": {title: {**definition, "properties": fields}}}
 
 
-def _schedules(flow: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+def _schedules(flow: str, tasks: Sequence[Task], shared: bool) -> list[dict[str, Any]]:
     if flow == "nightly":
         return [
             {
@@ -186,6 +189,8 @@ def _schedules(flow: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
             for slug, schedule in distinct_schedules(tasks).items()
         ]
     if flow not in POLLS or (flow == "watch-sources" and not any(task.watch for task in tasks)):
+        return []
+    if flow in WATCHED and not shared:
         return []
     return [{"slug": POLLS[flow], "schedule": dict(EVERY_FIVE_MINUTES), "parameters": {}}]
 

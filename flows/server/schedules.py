@@ -103,15 +103,18 @@ def tell_edits(known: dict[str, Any], wanted: dict[str, Any]) -> None:
             )
 
 
-def remove_schedules(api: str, deployment: dict[str, Any], schedules: Sequence[dict[str, Any]]) -> None:
-    """Remove these schedules of a deployment, and say so."""
+def remove_schedules(
+    api: str, deployment: dict[str, Any], schedules: Sequence[dict[str, Any]], reason: str = "no task file has it"
+) -> None:
+    """Remove these schedules of a deployment, and say so with the reason."""
     for schedule in schedules:
         expect(schedule, schedule=dict)
         call("DELETE", f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}")
         log.warning(
-            "the schedule %s of %s is removed from Prefect: no task file has it",
+            "the schedule %s of %s is removed from Prefect: %s",
             _describe(schedule["schedule"]),
             deployment["name"],
+            reason,
         )
 
 

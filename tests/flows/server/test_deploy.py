@@ -167,7 +167,9 @@ def test_a_schedule_is_sent_without_its_pause_which_is_the_servers() -> None:
         assert all("active" not in schedule for schedule in described["schedules"])
 
 
-def deployed(settings: Settings, held: dict[str, dict[str, Any]], due: Sequence[dict[str, Any]] = ()) -> Prefect:
+def deployed(
+    settings: Settings, held: dict[str, dict[str, Any]], due: Sequence[dict[str, Any]] = (), shared: bool = True
+) -> Prefect:
     """The server after the deployment of the tasks, which adds and removes schedules there; it changes nothing else.
 
     due: runs that wait for a worker, and are gone with a schedule.
@@ -205,7 +207,7 @@ def deployed(settings: Settings, held: dict[str, dict[str, Any]], due: Sequence[
         for one in held[flow]["schedules"]:
             routes[f"DELETE /deployments/{flow}/schedules/{one['id']}"] = remove(flow, one["id"])
     with listening(Prefect(routes)) as prefect:
-        deploy.deploy(settings.model_copy(update={"prefect": prefect.url}), TASKS)
+        deploy.deploy(settings.model_copy(update={"prefect": prefect.url}), TASKS, shared)
     return prefect
 
 
@@ -291,6 +293,19 @@ def test_a_deployment_pauses_what_comes_in_place_of_a_paused_schedule(settings: 
 
 def test_a_deployment_installs_the_automations(settings: Settings) -> None:
     assert deployed(settings, copy.deepcopy(ALL)).bodies("POST /automations/")
+
+
+def test_on_a_local_stack_the_watcher_does_what_is_scheduled_elsewhere(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As runs, the two would cost more than all servers at rest."""
+    prefect = deployed(settings, copy.deepcopy(ALL), shared=False)
+    for flow in ("reconcile", "alarm"):
+        [one] = ALL[flow]["schedules"]
+        assert changes(prefect, flow) == [
+            f"PATCH /deployments/{flow}", f"DELETE /deployments/{flow}/schedules/{one['id']}"
+        ]  # fmt: skip
+        assert f"`*/5 * * * *` UTC of ptp-{flow} is removed from Prefect: the stack's watcher does its" in caplog.text
 
 
 def test_a_schedule_of_a_flow_that_runs_on_request_stays(settings: Settings) -> None:

@@ -288,7 +288,7 @@ def test_a_run_that_prefect_does_not_tell_of_is_at_work_all_the_same(tmp_path: P
 
 def test_what_looks_every_few_minutes_is_not_at_work(tmp_path: Path) -> None:
     watched = a_task().model_copy(update={"watch": True})
-    deployments = [describe_deployment(flow, [watched], [], "/here") for flow in FLOWS]
+    deployments = [describe_deployment(flow, [watched], [], "{{ $PWD }}") for flow in FLOWS]
     looking = [
         each["name"] for each in deployments if [s["schedule"]["cron"] for s in each["schedules"]] == ["*/5 * * * *"]
     ]
