@@ -77,6 +77,7 @@ TOPICS = {
     "storage/test_identities.py": "the roles of deploy/s3",
     "storage/test_links.py": "links and other things that others put into a folder store",
     "storage/test_private.py": "who may read what is written",
+    "test_advice.py": "what messages about rows advise, and the tests that follow it",
     "test_constraints.py": "the pins of `make install` and `make audit`",
     "test_imports.py": "what is left out of a process that does not need it",
     "test_layout.py": "this rule",

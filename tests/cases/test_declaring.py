@@ -8,7 +8,6 @@ from ptpipeline.errors import TaskFileError
 from ptpipeline.task.folder import sound_tasks
 from tests.cases.case import count, enter
 
-
 LABELS = {
     "06-bool-csv": {"true", "false"},
     "07-bool-jsonl": {"true", "false"},
