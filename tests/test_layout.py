@@ -8,6 +8,7 @@ TREES = (TESTS.parent / "ptpipeline", TESTS.parent, TESTS)
 WHOLE = ("deploy", "e2e", "soak", "golden", "cases")  # folders about everything together
 
 TOPICS = {
+    "data/test_damaged_parquet.py": "Parquet files that lie damaged on a disk",
     "data/test_given_splits.py": "splits that the source gives, from source to snapshot",
     "data/test_places.py": "the rows of a shipped task in every kind of place",
     "data/test_targets.py": "rows of free text, from source to snapshot",
@@ -35,6 +36,7 @@ TOPICS = {
     "flows/stages/test_full_disk.py": "a ledger or a store without room",
     "flows/stages/test_chat.py": "a task of chat messages through the whole chain",
     "flows/stages/test_fields.py": "a task of several columns through the whole chain",
+    "flows/stages/test_labels.py": "tasks of very many labels, and of one that is never right, through the whole chain",
     "flows/stages/test_generation.py": "a task of free text through the whole chain",
     "flows/stages/test_compute_types.py": "nights on machines that compute in different types",
     "flows/stages/test_killed.py": "a training process that is killed",
