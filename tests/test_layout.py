@@ -35,6 +35,7 @@ TOPICS = {
     "flows/stages/test_forged_checkpoint.py": "a checkpoint that somebody forged",
     "flows/stages/test_full_disk.py": "a ledger or a store without room",
     "flows/stages/test_chat.py": "a task of chat messages through the whole chain",
+    "flows/stages/test_control_tokens.py": "names of control tokens through the whole chain",
     "flows/stages/test_fields.py": "a task of several columns through the whole chain",
     "flows/stages/test_labels.py": "tasks of very many labels, and of one that is never right, through the whole chain",
     "flows/stages/test_generation.py": "a task of free text through the whole chain",

@@ -101,7 +101,9 @@ def test_a_chat_on_a_base_with_a_chat_template_is_sound(tasks: Path, file: str, 
     assert inspect_folder(tasks).problems == []
 
 
-@pytest.mark.parametrize(("body", "told"), [("{", "is not valid JSON"), ('{"chat_template": " "}', "has no chat template")])
+@pytest.mark.parametrize(
+    ("body", "told"), [("{", "is not valid JSON"), ('{"chat_template": " "}', "has no chat template")]
+)
 def test_a_chat_template_that_is_none_is_told(tasks: Path, body: str, told: str) -> None:
     edit(tasks, 'template: "{text}\\nSentiment:"', CHAT)
     (tasks.parent / CONFIG).write_text(body)
