@@ -50,15 +50,15 @@ def run(folder: Path, moved: bool, *edits: tuple[str, str]) -> Seen:
     project = Project(folder, (NAME,))
     untie(folder / "base", moved)
     (folder / "base/chat_template.jinja").write_text(CHATML)
-    rows = [(mark(number, text), label) for number, (text, label) in enumerate(sentences(240))]
     project.edit("learning_rate: 0.05", "learning_rate: 0.02")
     project.edit("minimum: 0.7, champion: {rule: non_inferiority, margin: 0.2}", "minimum: 0, checks: {gain: off}")
     for old, new in edits:
         project.edit(old, new)
     free = project.task().generate is not None
-    write_csv(
-        folder / f"{NAME}.csv", [(text, mark(n, label) if free else label) for n, (text, label) in enumerate(rows)]
-    )
+    rows = [
+        (text, mark(n, label)) if free else (mark(n, text), label) for n, (text, label) in enumerate(sentences(240))
+    ]
+    write_csv(folder / f"{NAME}.csv", rows)
     assert project.run().version == 1
     registry = project.stages.registry
     digest = registry.ledger.version(NAME, 1).digest
@@ -66,7 +66,7 @@ def run(folder: Path, moved: bool, *edits: tuple[str, str]) -> Seen:
     assert report is not None
     reports = {"prompt": report} | {kind: registry.ledger.report(key) for kind, key in report.baselines.items()}
     results = {kind: Results.of(registry.store, one).columns for kind, one in reports.items() if one is not None}
-    texts = ["</s> the lovely story", "a dull <s></s> scene", "good"]
+    texts = ["the lovely story", "a dull scene"] if free else ["</s> the lovely story", "a dull <s></s> scene", "good"]
     answers = ptpipeline.load(f"{NAME}@1", project.settings).predict(texts)
     kept = [one.model_dump(exclude={"digest", "milliseconds"}) for one in answers]
     tensors = load(read_artifact(registry.store, NAME, digest).tensors)
