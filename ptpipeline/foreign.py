@@ -7,6 +7,7 @@ before anything is read (`storage.bounds`, `read_file`), and what JSON may unfol
 
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -167,4 +168,6 @@ def _reason(error: BaseException) -> str:
         place = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
         return f"{shorten(place)[1:-1]}: {said}" if place else said
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        return f"cannot be read ({os.strerror(error.errno)})"  # the system's words: a library's own may quote bytes
     return str(error) if isinstance(error, _Refused) else f"cannot be read ({type(error).__name__})"

@@ -8,6 +8,7 @@ TREES = (TESTS.parent / "ptpipeline", TESTS.parent, TESTS)
 WHOLE = ("deploy", "e2e", "soak", "golden", "cases")  # folders about everything together
 
 TOPICS = {
+    "data/test_damaged_parquet.py": "Parquet files that lie damaged on a disk",
     "data/test_given_splits.py": "splits that the source gives, from source to snapshot",
     "data/test_places.py": "the rows of a shipped task in every kind of place",
     "data/test_targets.py": "rows of free text, from source to snapshot",
@@ -34,7 +35,9 @@ TOPICS = {
     "flows/stages/test_forged_checkpoint.py": "a checkpoint that somebody forged",
     "flows/stages/test_full_disk.py": "a ledger or a store without room",
     "flows/stages/test_chat.py": "a task of chat messages through the whole chain",
+    "flows/stages/test_control_tokens.py": "names of control tokens through the whole chain",
     "flows/stages/test_fields.py": "a task of several columns through the whole chain",
+    "flows/stages/test_labels.py": "tasks of very many labels, and of one that is never right, through the whole chain",
     "flows/stages/test_generation.py": "a task of free text through the whole chain",
     "flows/stages/test_compute_types.py": "nights on machines that compute in different types",
     "flows/stages/test_killed.py": "a training process that is killed",
@@ -77,6 +80,7 @@ TOPICS = {
     "storage/test_identities.py": "the roles of deploy/s3",
     "storage/test_links.py": "links and other things that others put into a folder store",
     "storage/test_private.py": "who may read what is written",
+    "test_advice.py": "what messages about rows advise, and the tests that follow it",
     "test_constraints.py": "the pins of `make install` and `make audit`",
     "test_imports.py": "what is left out of a process that does not need it",
     "test_layout.py": "this rule",

@@ -19,7 +19,7 @@ from ptpipeline.records.prompts import MAX_NEW_TOKENS
 from ptpipeline.settings import Settings, resolve_path
 from ptpipeline.task.document import parse_yaml
 from ptpipeline.task.folder import BASES_FILE, find_base_model, load_task
-from ptpipeline.task.labels import MAX_LABELS, draft_words
+from ptpipeline.task.labels import MAX_LABELS, draft_words, own_words
 from ptpipeline.task.source import Source
 from ptpipeline.task.task import Task
 
@@ -287,7 +287,7 @@ def _write_template(choice: Choice) -> str:
 def _render_labels(facts: Facts) -> list[str]:
     frequent = max(facts.labels.values()) / sum(facts.labels.values())
     words = draft_words(sorted(facts.labels))
-    own = all(words[label] == f" {label.strip()}" for label in words)
+    own = all(words[label] == own_words(label) for label in words)
     end = "" if own else "; each ends with a sign, because the name of one begins another's"
     return [
         f"labels:  # and the words that the model answers with{end}",

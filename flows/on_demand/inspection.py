@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ptpipeline.errors import NotFound, TaskFileError
+from ptpipeline.errors import BaseModelError, NotFound, TaskFileError
 from ptpipeline.foreign import parsing
 from ptpipeline.task.advice import advise_task
 from ptpipeline.task.document import line_of, parse_yaml
-from ptpipeline.task.folder import BaseModelSource, find_base_model, load_sources, sound_tasks
+from ptpipeline.task.folder import find_base_model, load_sources, sound_tasks
 from ptpipeline.task.recipe import FileInit
 from ptpipeline.task.task import Task
 
@@ -29,7 +29,7 @@ class _Finding(NamedTuple):
 
 def inspect_folder(folder: Path) -> Inspection:
     """Check all that can be checked without data: the files, their base models and shared prompts, settings against
-    each other, and the words of labels if their tokenizer lies in a folder of this machine.
+    each other, and, if the base lies in a folder of this machine, its chat template and the words of labels.
 
     Raises NotFound if there is no such folder.
     """
@@ -67,10 +67,24 @@ def _check_base(folder: Path, task: Task) -> list[_Finding]:
                 "expected the folder of a transformers model",
             )
         ]
-    return _check_words(task, source, base)
+    return [*_check_chat(task, base), *_check_words(task, base)]
 
 
-def _check_words(task: Task, source: BaseModelSource, base: Path) -> list[_Finding]:
+def _check_chat(task: Task, base: Path) -> list[_Finding]:
+    """Tell if the base has no chat template for a task that is a chat."""
+    if task.chat is None:
+        return []
+    from ptpipeline.models.chat import require_chat
+    from ptpipeline.models.files import BaseFiles
+
+    try:
+        require_chat(task.base_model, BaseFiles.look_at(base).read_chat_template())
+    except (BaseModelError, NotFound) as error:
+        return [_Finding(("template",), str(error))]
+    return []
+
+
+def _check_words(task: Task, base: Path) -> list[_Finding]:
     """Tell what training would refuse of the labels' words, by the tokenizer's own file."""
     file = base / "tokenizer.json"
     if not task.labels or not file.is_file():

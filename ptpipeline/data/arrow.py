@@ -62,8 +62,16 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
         file.seek(-8, os.SEEK_END)
         if is_encrypted(reader.plain.metadata, file.read()):
             raise DataError(f"{name}: the file has encrypted columns; write it without encryption")
-    _check_bounds(name, reader.plain.metadata, set(at))
-    _check_single(name, path, reader.plain.metadata)
+    try:
+        chunks = reader.list_chunks(list(at))
+    except (OSError, ValueError, NotImplementedError):  # of a file behind another, the footer tells wrong places
+        _check_single(name, path, 0, [])
+        raise
+    rows = reader.count_rows()
+    if (stated := reader.plain.metadata.num_rows) != rows:
+        raise DataError(f"{name}: states {stated} rows, and {rows} in its parts: the file is damaged; write it again")
+    _check_bounds(name, reader.plain.metadata.num_rows, chunks)
+    _check_single(name, path, reader.plain.metadata.serialized_size, chunks)
     codes = {column: _class_names(schema, column) for column in at}
     cells: dict[str, list[str | None]] = {column: [] for column in at}
     adders = {column: collect(cells[column]) for column in at}
@@ -78,7 +86,7 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
             values = write_array(name, array, needed[column], len(cells[column]))
             named = values if names is None else [names.get(value, value) for value in values]
             _add(named, cells[column], adders[column])
-        if len(cells[column]) != (rows := reader.count_rows()):
+        if len(cells[column]) != rows:
             raise DataError(
                 f"{name}: column {column!r} has {len(cells[column])} values for {rows} rows: the file is damaged; "
                 "write it again"
@@ -106,11 +114,28 @@ class _Reader:
 
     def __init__(self, path: Path, texts: Sequence[str]) -> None:
         self.plain, self.folded, self.texts = open_parquet(str(path)), open_parquet(str(path), texts), texts
+        self._names = [self.plain.schema.column(index).path for index in range(len(self.plain.schema))]
 
     def count_rows(self) -> int:
         """Return how many rows the groups of the file state."""
         footer = self.plain.metadata
         return sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+
+    def list_chunks(self, columns: Sequence[str]) -> list[Any]:
+        """Return what the footer says of each group of the columns.
+
+        Arrow ends the process if it is asked for what a damaged footer says; so a value of each is read first, for
+        which it raises its own errors.
+        """
+        groups, chunks = range(self.plain.num_row_groups), []
+        for group in groups:
+            for column in columns:
+                next(self._batches(self.plain, column, group, 1), None)
+        for group in groups:
+            footer = self.plain.metadata.row_group(group)
+            places = [index for index in range(footer.num_columns) if self._names[index] in columns]
+            chunks += [footer.column(index) for index in places]
+        return chunks
 
     def arrays(self, column: str) -> Iterator["pa.Array"]:
         """Yield the values of a column in order."""
@@ -146,8 +171,8 @@ class _Reader:
 
     def _list_encodings(self, column: str, group: int) -> set[str]:
         footer = self.plain.metadata.row_group(group)
-        chunks = (footer.column(index) for index in range(footer.num_columns))
-        return {encoding for chunk in chunks if chunk.path_in_schema == column for encoding in chunk.encodings}
+        chunks = (footer.column(index) for index, name in enumerate(self._names) if name == column)
+        return {encoding for chunk in chunks for encoding in chunk.encodings}
 
     def _batches(self, file: Any, column: str, group: int, rows: int) -> Iterator["pa.RecordBatch"]:
         return iter(file.iter_batches(batch_size=rows, row_groups=[group], columns=[column], use_threads=False))
@@ -161,31 +186,25 @@ def _add(values: Any, cells: list[str | None], add: Callable[[str], None]) -> No
             add(value)
 
 
-def _check_bounds(name: str, footer: Any, wanted: set[str]) -> None:
-    if footer.num_rows > MAX_ROWS:
+def _check_bounds(name: str, rows: int, chunks: Sequence[Any]) -> None:
+    if rows > MAX_ROWS:
         raise too_many(name)
-    chunks = (
-        footer.row_group(group).column(index)
-        for group in range(footer.num_row_groups)
-        for index in range(footer.num_columns)
-    )
-    stated = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in wanted)
+    stated = sum(chunk.total_uncompressed_size for chunk in chunks)
     if stated > MAX_BYTES:
         raise DataError(
             f"{name}: its columns unfold into {stated} bytes, at most {MAX_BYTES} allowed; give a part of it"
         )
 
 
-def _check_single(name: str, path: Path, footer: Any) -> None:
+def _check_single(name: str, path: Path, footer: int, chunks: Sequence[Any]) -> None:
     """Raise DataError if the file is several behind each other (`cat *.parquet`): the last footer alone would count.
 
-    Then there are bytes between the last column and the footer, as where a file has an index of its pages.
+    Then there are bytes between the last column and the footer, whose size is given, as where a file has an index of
+    its pages or columns that are not wanted.
     """
-    groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(footer.num_columns)]
     begins = [min(filter(None, (one.dictionary_page_offset, one.data_page_offset)), default=0) for one in chunks]
     end = max((begin + one.total_compressed_size for begin, one in zip(begins, chunks, strict=True)), default=0)
-    if end + footer.serialized_size + 2 * len(_MAGIC) < path.stat().st_size and _find_joint(path):
+    if end + footer + 2 * len(_MAGIC) < path.stat().st_size and _find_joint(path):
         raise DataError(
             f"{name}: holds several Parquet files, one behind the other, of which the last alone would be read; give "
             "each as a file of its own"

@@ -71,6 +71,8 @@ def advise_header(line: str, names: Sequence[str], wanted: Sequence[Wanted], del
         and {fold_name(one.column) for one in wanted} <= set(map(fold_name, line.split()))
     ):
         return FIXED
+    if {fold_name(one.column) for one in wanted} <= set(map(fold_name, names)):
+        return None  # they are there, written otherwise: another sign would part the texts too
     sign = find_delimiter(line, wanted)
     return None if sign is None or sign == delimiter else advise_delimiter(sign, tsv)
 

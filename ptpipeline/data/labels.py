@@ -16,7 +16,7 @@ from ptpipeline.data.sources import SourceRows
 from ptpipeline.data.table import is_utf8
 from ptpipeline.data.values import write_number
 from ptpipeline.task.data import Binned
-from ptpipeline.task.labels import draft_words, find_beginnings
+from ptpipeline.task.labels import draft_words, own_words
 from ptpipeline.task.task import Task
 
 MAX_LABEL, MAX_LABEL_WORDS = 40, 5  # of a label that a message shows, in characters and in words
@@ -78,16 +78,15 @@ class Labels:
         used = set(known)
         words = {_fold(label): words for label, words in self.words.items()}
         labels = {label: self.words[label] for label in self.words if label in used}
-        labels |= {cell: words.get(_fold(cell), f" {cell.strip()}") for cell in sorted(found)}
+        labels |= {cell: words.get(_fold(cell), own_words(cell)) for cell in sorted(found)}
         mixed = used and all(map(_is_code, found)) and not any(map(_is_code, used))  # numbers of classes beside names
         if mixed or len(set(map(_fold, labels))) < len(labels):
             return "give each label one spelling in the source"
         plain = self._are_labels(found) and all(map(str.isprintable, found))
         if isinstance(self.rule, Binned) or not plain or not 1 < len(labels) <= MAX_ADVISED:
             return FIX
-        if find_beginnings(labels):
-            labels = draft_words(labels)
-        written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in labels.items())
+        drafted = draft_words(labels, labels)
+        written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in drafted.items())
         return f"{FIX}, or write in the task labels: {{{written}}}"
 
     def _show(self, counts: Counter[str | None], show: Callable[[str], str]) -> str:

@@ -57,6 +57,7 @@ def open_parquet(source: Any, texts: Sequence[str] = ()) -> Any:
         source,
         read_dictionary=list(texts),
         pre_buffer=False,
+        page_checksum_verification=True,  # of pages that have one
         thrift_string_size_limit=FOOTER_BYTES,
         thrift_container_size_limit=FOOTER_FIELDS,
     )

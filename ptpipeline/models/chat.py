@@ -50,12 +50,8 @@ def write_chat(base: str, template: ChatTemplate | None, messages: Sequence[tupl
 
     Raises BaseModelError if the base has no chat template, or it fails, or leaves out, repeats or changes a message.
     """
-    if template is None:
-        raise BaseModelError(
-            f"base model {base} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): "
-            "write the task's template as a text, or choose a base that was trained to chat"
-        )
-    written = _run(base, template, tuple(role for role, _ in messages))
+    chat = require_chat(base, template)
+    written = _run(base, chat, tuple(role for role, _ in messages))
     pieces = _MARK.split(written)  # what is written, the number of a message, what is written, ...
     if pieces[1::2] != [str(number) for number in range(len(messages))]:
         raise BaseModelError(
@@ -65,7 +61,17 @@ def write_chat(base: str, template: ChatTemplate | None, messages: Sequence[tupl
     parts = [pieces[0]]
     for (_, content), own in zip(messages, pieces[2::2], strict=True):
         parts += [content, own]
-    return ChatForm(template=template.digest, parts=parts)
+    return ChatForm(template=chat.digest, parts=parts)
+
+
+def require_chat(base: str, template: ChatTemplate | None) -> ChatTemplate:
+    """Return the chat template of a base. Raises BaseModelError if it has none."""
+    if template is None:
+        raise BaseModelError(
+            f"base model {base} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): "
+            "write the task's template as a text, or choose a base that was trained to chat"
+        )
+    return template
 
 
 @lru_cache(maxsize=64)

@@ -101,6 +101,13 @@ class BaseFiles(NamedTuple):
         roles = {role: value for role, value in values if role.endswith("_token") and isinstance(value, str)}
         return ChatTemplate(text, tuple(sorted(roles.items())))
 
+    @classmethod
+    def look_at(cls, folder: Path) -> "BaseFiles":
+        """Return the small files of a folder, whose weights are not looked at. Raises what `read_file` raises."""
+        paths = {name: folder / name for name in SIDE_FILES if name != TOKENIZER}
+        texts = {name: read_file(path, _MAX_BYTES, BaseModelError) for name, path in paths.items() if path.exists()}
+        return cls(folder, texts, [], [], "")
+
     @contextmanager
     def view(self) -> Iterator[Path]:
         """Give a folder with these files and no other, to load from."""

@@ -20,7 +20,7 @@ def _spell_out(labels: list[str] | dict[str, str | None]) -> dict[str, str]:
         labels = dict.fromkeys(labels)
     if any(not label.strip() for label in labels):
         raise ValueError("a label needs a name: what the column of labels holds")
-    words = {label: _name(label) if words is None else words for label, words in labels.items()}
+    words = {label: own_words(label) if words is None else words for label, words in labels.items()}
     if any(not one for one in words.values()):
         raise ValueError(
             "each label needs the words that the model is to answer with, such as ' positive'; leave them out for the "
@@ -55,17 +55,19 @@ def find_beginnings(labels: dict[str, str]) -> list[tuple[str, str]]:
     ]
 
 
-def draft_words(labels: Collection[str]) -> dict[str, str]:
-    """Return words for each label, of which none are the beginning of another's: its name behind a space, and if one
-    name begins another, a sign behind each that stands in none.
+def draft_words(labels: Collection[str], words: dict[str, str] | None = None) -> dict[str, str]:
+    """Return words for each label, of which none are the beginning of another's: those that are given; if some of them
+    are, its name behind a space; and if one name begins another, a sign behind each that stands in none.
     """
-    words = {label: _name(label) for label in labels}
-    if not find_beginnings(words):
-        return words
+    own = {label: own_words(label) for label in labels}
+    for drafted in (own if words is None else words, own):
+        if not find_beginnings(drafted):
+            return drafted
     signs = chain(_ENDS, map(chr, count(ord("!"))))
     end = next(sign for sign in signs if not any(sign in label for label in labels))
-    return {label: f"{one}{end}" for label, one in words.items()}
+    return {label: f"{one}{end}" for label, one in own.items()}
 
 
-def _name(label: str) -> str:
+def own_words(label: str) -> str:
+    """Return the words of a label that has no others: its own name behind a space."""
     return f" {label.strip()}"

@@ -8,8 +8,16 @@ from ptpipeline.errors import TaskFileError
 from ptpipeline.task.folder import sound_tasks
 from tests.cases.case import count, enter
 
+LABELS = {
+    "06-bool-csv": {"true", "false"},
+    "07-bool-jsonl": {"true", "false"},
+    "09-zero-labels": {"01", "02"},
+    "11-null-label": {"null", "some"},
+    "12-yes-no": {"yes", "no"},
+}
 
-@pytest.mark.parametrize(("name", "labels"), [("11-null-label", {"null", "some"}), ("12-yes-no", {"yes", "no"})])
+
+@pytest.mark.parametrize(("name", "labels"), LABELS.items(), ids=LABELS)
 def test_labels_match_what_the_file_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, labels: set[str]
 ) -> None:

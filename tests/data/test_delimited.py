@@ -143,6 +143,19 @@ def test_another_layout_is_told_with_the_setting_that_reads_it(
     assert [(text.removesuffix(", x"), label) for text, label in pairs(load(tmp_path, body, **source)) if text] == AB
 
 
+@pytest.mark.parametrize("header", ["text , label", "text ; label", "text | label", " text, label"])
+def test_names_with_blanks_beside_them_are_told_as_they_stand(tmp_path: Path, header: str) -> None:
+    """A blank between the columns would also part the texts."""
+    sign = next(sign for sign in ",;|" if sign in header)
+    body = f"{header}\na film{sign}bad\nthe plot{sign}good\n"
+    with pytest.raises(DataError, match=r"names are compared exactly: write data\.text: ") as raised:
+        load(tmp_path, body, delimiter=sign)
+    assert "delimiter" not in str(raised.value)
+    text, label = header.split(sign)
+    wanted = (Wanted(text, "text", text=True), Wanted(label, "label"))
+    assert load(tmp_path, body, wanted=wanted, delimiter=sign).columns[text].cells == ["a film", "the plot"]
+
+
 def test_a_delimiter_between_quotes_is_told_if_the_names_are_others(tmp_path: Path) -> None:
     body = '"text\n(full)";"label"\n"a";"bad"\n"b";"good"\n'
     with pytest.raises(

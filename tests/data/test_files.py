@@ -8,6 +8,8 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -16,6 +18,7 @@ from pathlib import Path
 import pandas
 import polars
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ptpipeline.data import files
@@ -31,8 +34,6 @@ ROWS = "text,label\n" + "".join(f"text {number},{'bad' if number % 2 else 'good'
 )
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
 def test_a_path_is_no_pattern(tmp_path: Path, name: str, form: str) -> None:
-    import pyarrow.parquet as pq
-
     for near in ("a1.csv", "ab.csv", "a b.csv", "a"):
         (tmp_path / near).write_text("text,label\nwrong,bad\n")
     path = tmp_path / name
@@ -252,7 +253,7 @@ def test_texts_with_control_characters_are_texts(tmp_path: Path, encoding: str) 
     assert [label for _, label in pairs(table)] == ["bad"]
 
 
-@pytest.mark.parametrize("program", ["gzip", "xz", "bzip2"])
+@pytest.mark.parametrize("program", ["gzip", "xz", "bzip2", "zstd", "lz4"])
 def test_a_compressed_file_is_told_with_a_command_that_works_whatever_its_name(tmp_path: Path, program: str) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
     subprocess.run(f"{program} < rows.csv > packed", shell=True, cwd=tmp_path, check=True)
@@ -261,3 +262,44 @@ def test_a_compressed_file_is_told_with_a_command_that_works_whatever_its_name(t
     command = str(raised.value).partition("decompress it by: ")[2].replace("FILE", "packed")
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
     assert (tmp_path / "NEW").read_text() == ROWS
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_is_told_with_a_command_that_unpacks_it(tmp_path: Path, kind: str, form: str) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "packed", "w") as archive:
+            archive.write(tmp_path / "rows.csv", "rows.csv")
+    else:
+        with tarfile.open(tmp_path / "packed", "w") as archive:
+            archive.add(tmp_path / "rows.csv", "rows.csv")
+    (tmp_path / "rows.csv").unlink()
+    with pytest.raises(DataError, match=f"the file is a {kind} archive; unpack it by: ") as raised:
+        read(tmp_path / "packed", form)
+    command = str(raised.value).partition("unpack it by: ")[2].replace("FILE", "packed")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert len(pairs(read(tmp_path / "rows.csv"))) == 40
+
+
+PACKED = pa.BufferOutputStream()
+pq.write_table(pa.table({"text": ["a"], "label": ["bad"]}), PACKED)
+
+
+@pytest.mark.parametrize(
+    ("body", "form", "right"),
+    [
+        (b"text,label\na,bad\n", "jsonl", "csv"),
+        (b"text,label\na,bad\n", "parquet", "csv"),
+        (b"text\tlabel\na\tbad\n", "parquet", "tsv"),
+        (b'{"text": "a", "label": "bad"}\n', "parquet", "jsonl"),
+        (b'{"text": "a", "label": "bad"}\n', "csv", "jsonl"),
+        (PACKED.getvalue().to_pybytes(), "csv", "parquet"),
+        (PACKED.getvalue().to_pybytes(), "jsonl", "parquet"),
+    ],
+)
+def test_what_a_message_says_of_the_format_reads_the_file(tmp_path: Path, body: bytes, form: str, right: str) -> None:
+    with pytest.raises(DataError, match=r"set data\.source\.format: ") as raised:
+        load(tmp_path, body, form)
+    assert right in str(raised.value).partition("data.source.format: ")[2]
+    assert pairs(load(tmp_path, body, right)) == [("a", "bad")]

@@ -85,6 +85,14 @@ def test_the_files_of_a_split_are_read_with_the_names_of_classes(reviews: Hub, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_config_that_a_message_asks_for_is_read(reviews: Hub, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"do not tell the rows of config all: .*; set data\.source\.config, or download"
+    ):
+        read_rows(task(config="all"), tmp_path)
+    assert read_rows(task(config="other"), tmp_path).fields["text"] == ["e"]
+
+
 def test_only_the_files_of_the_split_are_fetched(reviews: Hub, tmp_path: Path) -> None:
     read_rows(task(split="test"), tmp_path)
     fetched = {line.rpartition("/resolve/")[2] for line in reviews.asked if line.startswith("GET datasets")}

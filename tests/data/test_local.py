@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError, NotFound
 from tests.data.declared import declared
+from tests.http_server import Quiet, serve
 
 HEAD = "text,label\n"
 
@@ -95,6 +97,21 @@ def test_an_address_in_the_place_of_a_file_is_told_with_what_reads_it(given: str
     with pytest.raises(NotFound, match=re.escape(fix)) as raised:
         find_rows_file(Path(given))
     assert "secret" not in str(raised.value)
+
+
+def test_an_address_is_told_with_a_command_that_fetches_it(tmp_path: Path) -> None:
+    class Rows(Quiet):
+        def do_GET(self) -> None:  # noqa: N802 - as http.server calls it
+            self.answer(200, f"{HEAD}a,bad\n".encode(), "text/csv")
+
+    with serve(Rows) as address:
+        with pytest.raises(NotFound, match="for example by `curl ") as raised:
+            find_rows_file(Path(f"{address}/rows.csv"))
+        command = re.search("`(curl .*?)`", str(raised.value))
+        assert command
+        done = command[1].replace("ADDRESS", f"{address}/rows.csv").replace("FILE", "rows.csv")
+        subprocess.run(["bash", "-c", f"no_proxy='*' {done}"], cwd=tmp_path, check=True, capture_output=True)
+    assert texts(tmp_path, path=str(find_rows_file(tmp_path / "rows.csv"))) == ["a"]
 
 
 def test_a_folder_in_the_place_of_a_file_is_told_with_what_it_holds(tmp_path: Path) -> None:
@@ -323,8 +340,12 @@ def test_an_advice_about_a_compressed_file_is_about_what_it_holds(tmp_path: Path
 def test_a_compressed_archive_is_told_with_one_command(tmp_path: Path, name: str) -> None:
     with tarfile.open(tmp_path / name, "w:bz2" if name.endswith("bz2") else "w:gz") as archive:
         archive.add(write(tmp_path / "rows.csv", f"{HEAD}a,good\n"), "rows.csv")
-    with pytest.raises(DataError, match=r"the file is a compressed tar archive; unpack it by: tar -xf FILE$"):
+    (tmp_path / "rows.csv").unlink()
+    with pytest.raises(DataError, match=r"the file is a compressed tar archive; unpack it by: tar -xf FILE$") as raised:
         tell_format(tmp_path / name)
+    command = str(raised.value).partition("unpack it by: ")[2].replace("FILE", name)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert texts(tmp_path, path=str(tmp_path / "rows.csv")) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["rows", "rows.gzip", "rows.csv.backup"])

@@ -1,6 +1,7 @@
 """XML and YAML are told as such, with a command that writes their rows as JSON Lines; tables that hold some are not."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,16 @@ def test_a_table_of_html_is_told_with_a_command_that_writes_it(tmp_path: Path, b
 def test_a_page_without_a_table_is_to_be_downloaded_again(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the file is a page of HTML; download the rows themselves$"):
         load(tmp_path, "<!DOCTYPE html><html><body>Sign in</body></html>")
+
+
+def test_a_dump_of_sql_is_told_with_a_command_that_writes_its_rows(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "rows.db") as database:
+        database.execute("CREATE TABLE rows (text TEXT, label TEXT)")
+        database.executemany("INSERT INTO rows VALUES (?, ?)", ROWS)
+        (tmp_path / "FILE").write_text("\n".join(database.iterdump()) + "\n", encoding="utf-8")
+    database.close()
+    with pytest.raises(DataError, match="the file is a dump of SQL; load it into a database") as raised:
+        load(tmp_path, (tmp_path / "FILE").read_bytes())
+    command = str(raised.value).partition(" by: ")[2].replace("TABLE", "rows")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert pairs(load(tmp_path, (tmp_path / "NEW.csv").read_bytes())) == ROWS

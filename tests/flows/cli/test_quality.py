@@ -426,6 +426,38 @@ def test_the_options_that_a_message_names_measure_the_file(
     assert ptp("evaluate", NAME, "--data", str(own), *options)[0] == 0
 
 
+NAMES = ["mine[1].csv", "x[y].csv", "mine*.csv", "mine?.csv", "a::b.csv", "a#b.csv", "a%31.csv", "{a,b}.csv", "a b.CSV"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "mine[1].csv.gz", "[a]/*.csv", "~/x[1].csv", "$HOME.csv"])
+def test_a_file_is_measured_by_its_own_name_and_never_by_a_pattern(
+    ptp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    for near in ("mine1.csv", "x.csv", "xy.csv", "mine2.csv", "a1.csv", "b.csv", "a/b.csv", "user/x1.csv"):
+        (tmp_path / near).parent.mkdir(exist_ok=True)
+        write_csv(tmp_path / near, rows_of(30))
+    own = Path(name).expanduser()
+    own.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(own, rows_of(7, seed=8))
+    if name.endswith(".gz"):
+        own.write_bytes(gzip.compress(own.read_bytes()))
+    code, out, err = ptp("evaluate", NAME, "--data", name, "--json")
+    assert code == 0, err
+    assert json.loads(out)["rows"] == 7
+
+
+@pytest.mark.parametrize("name", ["mine[12].csv", "mine*.csv", "mine?.csv", "::mine1.csv"])
+def test_a_pattern_of_other_files_is_no_file_to_measure(
+    ptp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "mine1.csv", rows_of(7))
+    code, _, err = ptp("evaluate", NAME, "--data", name)
+    assert (code, f"{name}: no such file" in err) == (1, True)
+
+
 def test_what_there_is_not_cannot_be_measured(ptp: Any, tmp_path: Path) -> None:
     own = write_csv(tmp_path / "own.csv", rows_of(4))
     assert "no such file" in ptp("evaluate", NAME, "--data", str(tmp_path / "none.csv"))[2]

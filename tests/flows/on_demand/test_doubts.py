@@ -14,7 +14,10 @@ import pytest
 from flows.on_demand.doubts import advise_missing, find_doubts
 from flows.on_demand.draft import Choice, find_facts
 from flows.on_demand.sketch import guess_label, guess_pair, guess_text, look
+from ptpipeline.data.sources import read_rows
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
+from tests.data.declared import declared
 from tests.tiny import sentences
 
 ROWS = sentences(60)
@@ -87,7 +90,16 @@ def test_a_text_beside_another_that_some_rows_lack_is_told(tmp_path: Path) -> No
     sketch, choice = look(path, None, tmp_path), Choice("mood", "tiny", "instruction", "label", "input")
     assert guess_pair(sketch) == ("instruction", "input")
     found = list(find_doubts(sketch, choice, find_facts(sketch, choice, tmp_path)))
-    assert "text: 20 rows have no 'input', and `ptp ingest` leaves them out; if they need none, set " in found[1]
+    assert found[1] == (
+        "text: 20 rows have no 'input', and `ptp ingest` leaves them out; if they need none, set "
+        "data.checks.empty_text to off"
+    )
+    words = {"positive": " bad", "negative": " good"}
+    for checks, left in (({}, 40), ({"empty_text": "off"}, 60)):  # without the advice, and with it
+        few = {"duplicate": "off", "conflicting_label": "off", "rows_per_label": "off", **checks}
+        made = declared(path, text=None, template="{instruction}\n{input}\n", checks=few)
+        task = made.model_copy(update={"labels": words})
+        assert len(check_rows(task, read_rows(task, tmp_path)).rows) == left
 
 
 def test_labels_that_hardly_repeat_are_not_told_one_by_one(tmp_path: Path) -> None:

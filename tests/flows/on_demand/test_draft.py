@@ -1,5 +1,6 @@
 """What a first task file guesses of a file of rows, and what it asks of so few of them."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from flows.on_demand.sketch import (
     guess_text,
     look,
 )
-from ptpipeline.errors import TaskFileError
+from ptpipeline.errors import DataError, TaskFileError
 from ptpipeline.settings import Settings
 from tests.tiny import sentences, tiny_base, write_csv
 
@@ -237,3 +238,15 @@ def test_the_longest_answer_counts_with_the_blank_before_it_and_the_end_behind_i
     path.write_text("text,answer\na,\u00e9\u00e9 \nb,x\nc,\n", encoding="utf-8")
     facts = find_facts(look(path, None, tmp_path), CHOICE._replace(label="answer", free=True), tmp_path)
     assert (facts.longest, facts.unlabelled, facts.labels) == (len(" \u00e9\u00e9".encode()) + 1, 1, {})
+
+
+def test_texts_in_another_encoding_are_told_with_a_command_that_works(tmp_path: Path) -> None:
+    path = tmp_path / "FILE"
+    rows = "".join(f"{text} \u00e9,{label}\n" for text, label in sentences(120))
+    path.write_bytes(f"text,label\n{rows}".encode("latin-1"))
+    source = look(path, "csv", tmp_path)
+    with pytest.raises(DataError, match="no text of the column 'text' is UTF-8") as raised:
+        find_facts(source, CHOICE, tmp_path)
+    command = str(raised.value).partition(" by: ")[2].replace("ENCODING", "LATIN1")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert find_facts(look(tmp_path / "NEW", "csv", tmp_path), CHOICE, tmp_path).broken == ""

@@ -1,5 +1,6 @@
 """What `ptp tasks` finds without data: one sentence each, with file and line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,37 @@ def test_a_control_token_in_the_words_of_a_label_is_text(tasks: Path) -> None:
     edit(tasks, '{negative: " negative", positive: " positive"}', '{negative: "</s>", positive: "<"}')
     [problem] = inspect_folder(tasks).problems
     assert "'</s>' begins with all tokens of '<' (labels.positive)" in problem
+
+
+CHAT = "template: {chat: [{role: user, content: '{text}'}]}"
+CONFIG = "base/tokenizer_config.json"
+
+
+def test_a_chat_on_a_base_without_a_chat_template_is_told(tasks: Path) -> None:
+    edit(tasks, 'template: "{text}\\nSentiment:"', CHAT)
+    [problem] = inspect_folder(tasks).problems
+    assert problem.startswith(f"{tasks}/tiny-a.yaml:8: template: base model tiny has no chat template (")
+
+
+@pytest.mark.parametrize(
+    ("file", "body"),
+    [
+        ("base/chat_template.jinja", "{{ messages[0].content }}"),
+        (CONFIG, json.dumps({"chat_template": "{{ messages[0].content }}"})),
+        (CONFIG, json.dumps({"chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}]})),
+    ],
+)
+def test_a_chat_on_a_base_with_a_chat_template_is_sound(tasks: Path, file: str, body: str) -> None:
+    edit(tasks, 'template: "{text}\\nSentiment:"', CHAT)
+    (tasks.parent / file).write_text(body)
+    assert inspect_folder(tasks).problems == []
+
+
+@pytest.mark.parametrize(
+    ("body", "told"), [("{", "is not valid JSON"), ('{"chat_template": " "}', "has no chat template")]
+)
+def test_a_chat_template_that_is_none_is_told(tasks: Path, body: str, told: str) -> None:
+    edit(tasks, 'template: "{text}\\nSentiment:"', CHAT)
+    (tasks.parent / CONFIG).write_text(body)
+    [problem] = inspect_folder(tasks).problems
+    assert told in problem

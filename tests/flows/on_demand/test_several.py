@@ -112,6 +112,18 @@ def test_parts_without_a_line_of_names_are_told_with_a_command_that_puts_one_in_
     assert look(folder / "new.csv", None, tmp_path).rows == len(ROWS) + 2
 
 
+def test_parts_of_one_file_are_told_with_a_command_that_joins_them(tmp_path: Path) -> None:
+    """As `split` parts a file: the first alone has the names."""
+    folder = put(tmp_path / "rows", part1=ROWS[:60])
+    (folder / "part2.csv").write_text("".join(f"{text},{label}\n" for text, label in ROWS[60:]))
+    with pytest.raises(DataError, match="parts of one file, of which the first alone has the names, become") as raised:
+        sketched(folder)
+    command = str(raised.value).partition("become one by: ")[2].partition(", and")[0]
+    done = command.replace("FILES", "part*.csv").replace("NEW", "new.csv")
+    subprocess.run(["bash", "-c", done], cwd=folder, check=True)
+    assert look(folder / "new.csv", None, tmp_path).rows == len(ROWS)
+
+
 def test_a_part_without_rows_adds_none_and_stays_a_part(tmp_path: Path) -> None:
     """As Spark writes one for each empty partition; tomorrow it may have rows."""
     folder = put(tmp_path / "rows", one=ROWS[:60], two=[], zero=ROWS[60:])

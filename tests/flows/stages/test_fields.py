@@ -1,22 +1,33 @@
 """A task of two columns, from rows to production on a tiny model, and what a person asks of it."""
 
 import csv
+import html
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import ptpipeline
 from flows.on_demand.diff import diff
+from flows.on_demand.export import export
 from flows.on_demand.measure import measure_file
 from flows.stages.ingest import ingest
 from ptpipeline.data.rows import normalise_fields
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import DataError
+from ptpipeline.evaluation.examples import Writer, choose_examples
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records.reports import Report
 from ptpipeline.records.versions import PRODUCTION, VersionRef
+from registry.card.page import render_page
+from registry.versions.publish import load_card
 from tests.flows.project import Project
 from tests.golden.product import ptp
+from tests.prompts.adapters import theirs
 from tests.tiny import sentences
 
 TOPICS = ("film", "plot", "scene", "story")
@@ -42,6 +53,8 @@ def pairs(project: Project) -> Project:
 def night(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = pairs(Project(tmp_path_factory.mktemp("night"), ("tiny-sentiment",)))
     made.edit("gate: {metric: accuracy,", "gate: {metric: accuracy, checks: {bias: {swaps: [[film, plot]]}},")
+    made.edit("  label: label\n", "  label: label\n  slices: [topic]\n")
+    made.edit("promote: auto", "promote: auto\ntexts_in_reports: true\nhard_prompt: {examples: 2}")
     assert made.run().status == "promoted"
     return made
 
@@ -107,6 +120,102 @@ def test_fields_and_files_are_asked_by_the_command(night: Project, monkeypatch: 
     assert [json.loads(line)["label"] for line in output.splitlines()] == ["positive", "negative"]
     code, output = ptp("predict", "tiny-sentiment", "--field", "topic=film", "--field", "review=1=dull plot", "--json")
     assert json.loads(output)["label"] == "negative"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "options"),
+    [
+        ("asked.csv", 'more,review,topic\n1,"a, lovely",film\n2,"the dull scene",plot\n', []),
+        ("asked.csv", 'topic;review\nfilm;"a, lovely"\nplot;the dull scene\n', ["--delimiter", ";"]),
+        ("asked.tsv", "topic\treview\nfilm\ta, lovely\nplot\tthe dull scene\n", []),
+    ],
+)
+def test_a_table_of_fields_is_asked_row_by_row(
+    night: Project, monkeypatch: pytest.MonkeyPatch, name: str, body: str, options: list[str]
+) -> None:
+    enter(night, monkeypatch)
+    Path(name).write_text(body)
+    code, output = ptp("predict", "tiny-sentiment", "--input", name, *options, "--json")
+    assert code == 0, output
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert [(one["index"], one["label"]) for one in answers] == [(0, "positive"), (1, "negative")]
+    by_fields = ptpipeline.load("tiny-sentiment", night.settings).predict([{"topic": "film", "review": "a, lovely"}])
+    assert answers[0]["probabilities"] == pytest.approx(by_fields[0].probabilities, abs=1e-6)
+
+
+def test_peft_answers_rows_of_two_fields_as_ptpipeline_does(night: Project) -> None:
+    folder = night.folder / "peft"
+    export(night.settings, "tiny-sentiment@1", "peft", folder)
+    base = load_base(prepare_base("tiny", night.settings), "float32")
+    template = json.loads((folder / "manifest.json").read_text())["template"]
+    words = {label: base.encode(f" {label}", False) for label in ("negative", "positive")}
+    assert {len(ids) for ids in words.values()} == {1}
+    for topic, review in (("film", "the lovely story"), ("plot", "a dull scene"), ("story", "good and fine")):
+        ids = base.encode(template.replace("{topic}", topic).replace("{review}", review), True)
+        logits = theirs(base, folder, ids)[0]
+        scores = {label: float(logits.log_softmax(-1)[token]) for label, (token,) in words.items()}
+        total = sum(map(math.exp, scores.values()))
+        [answer] = ptpipeline.load("tiny-sentiment", night.settings).predict([{"topic": topic, "review": review}])
+        assert answer.probabilities == pytest.approx({one: math.exp(s) / total for one, s in scores.items()}, abs=1e-4)
+
+
+def report_of(project: Project) -> Report:
+    registry = project.stages.registry
+    found = registry.ledger.report_of("tiny-sentiment", registry.ledger.version("tiny-sentiment", 1).digest)
+    assert found is not None
+    return found
+
+
+def test_examples_of_the_hard_prompt_hold_both_fields(night: Project) -> None:
+    context, task = night.stages, night.task()
+    registry = context.registry
+    train = load_split(registry.store, context.snapshot("tiny-sentiment", report_of(night).snapshot), "train")
+    manifest = read_artifact(
+        registry.store, "tiny-sentiment", registry.ledger.version("tiny-sentiment", 1).digest
+    ).manifest
+    base = load_base(prepare_base("tiny", night.settings), "float32")
+    front = base.tokenizer.decode(Writer(base, manifest).write(task.hard_prompt, train, 200).ids)
+    chosen = choose_examples(train, 2, True)
+    assert [f"{row.fields['topic']}: {row.fields['review']}\nSentiment: {row.label}\n\n" for row in chosen] == [
+        f"{part}\n\n" for part in front.split("\n\n") if part
+    ]
+    assert report_of(night).hard_prompt is not None
+
+
+@pytest.fixture(scope="module")
+def poor(night: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same with a second version, which hardly trained and is worse than the first."""
+    made = night.copy(tmp_path_factory.mktemp("poor"))
+    made.edit('init: {text: " yes"}, steps: 10', "steps: 2")
+    made.edit("checks: {bias:", "checks: {slices: {min_rows: 5}, bias:")
+    assert made.run().version == 2
+    return made
+
+
+def test_a_field_may_be_a_slice_in_which_versions_are_compared(poor: Project) -> None:
+    context = poor.stages
+    registry, version = context.registry, context.registry.ledger.version("tiny-sentiment", 2)
+    verdict = registry.ledger.latest_verdict("tiny-sentiment", version.digest)
+    assert verdict is not None
+    rows = load_split(registry.store, context.snapshot("tiny-sentiment", report_of(poor).snapshot), "test")
+    counts = Counter(row.fields["topic"] for row in rows)
+    found = {part.name: part for part in verdict.slices}
+    assert {name: found[f"topic {name}"].rows for name in TOPICS} == counts
+    assert all(found[f"topic {name}"].difference < 0 for name in TOPICS)
+
+
+def test_the_page_of_a_version_shows_both_fields_of_a_wrong_row(poor: Project) -> None:
+    registry = poor.stages.registry
+    version = registry.ledger.version("tiny-sentiment", 2)
+    card = load_card(registry, version.task, version.digest)
+    page = html.unescape(render_page(card, version).decode())
+    assert "{topic}: {review}" in page
+    mistakes = card.provenance.mistakes
+    assert mistakes is not None
+    rows = {(topic, review) for topic, review, _ in csv.reader((poor.folder / "tiny-sentiment.csv").open())}
+    wrong = [pair for pair in rows if any(set(pair) <= set(row.text.split("\n")) for row in mistakes.shown)]
+    assert len(wrong) == len(mistakes.shown) > 0
+    assert [row.text for row in mistakes.shown if f">{row.text}<" not in page] == []
 
 
 @pytest.mark.parametrize(
