@@ -1,4 +1,4 @@
-"""The power fails between any two system calls of a publish, a promotion, a rollback and a collection in a folder store.
+"""The power fails between any two system calls of a publish, a promotion, a rollback or a collection in a folder.
 
 The ledger commits to a disk that keeps its word; of the store's folder, what was not synced is lost or comes in another
 order. In every state that this leaves, a reader finds whole versions alone, and the store is not behind what the ledger
