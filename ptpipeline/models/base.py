@@ -13,7 +13,7 @@ from filelock import FileLock
 from ptpipeline.durable import publish
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parsing
-from ptpipeline.hub import asking_hub, download, open_hub
+from ptpipeline.hub import asking_hub, check_variables, download, open_hub
 from ptpipeline.models.files import CONFIG, INDEX, SHARDS, SIDE_FILES, WEIGHTS, BaseFiles, read_files, read_texts
 from ptpipeline.models.fingerprint import compute_fingerprints
 from ptpipeline.packages import Packed, find_kept, package_member
@@ -167,6 +167,7 @@ def _check_room(what: str, needed: int, folder: Path) -> None:
 
 def _convert_gguf(name: str, file: Path, target: Path) -> None:
     """Dequantise once: a packed GGUF cannot be saved, and each load of it takes 11 s."""
+    check_variables()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
