@@ -6,6 +6,7 @@ The client reads whatever a server sends: a list without end, a file that is lon
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,9 +46,14 @@ _allowance: ContextVar[_Allowance | None] = ContextVar("allowance", default=None
 
 
 def check_variables() -> None:
-    """Raise SettingsError, which shows no value, if a variable is none that the hub's client can use. transformers
-    imports that client, and reading a model would end with the same error: the model is not damaged.
+    """Raise SettingsError, which shows no value, if a variable is none that the hub's client can use, or transformers,
+    which imports it: reading a model would end with the same error, and the model is not damaged.
     """
+    if sys.flags.optimize > 1:
+        raise SettingsError(
+            "PYTHONOPTIMIZE: from level 2 on Python leaves out docstrings, which transformers reads; unset it, or set "
+            "it to 1"
+        )
     try:
         import huggingface_hub.constants  # noqa: F401  it reads them
     except ValueError as error:

@@ -145,16 +145,22 @@ def test_a_file_of_another_size_than_listed_is_refused(hub: Hub, tmp_path: Path,
     assert not (tmp_path / "rows.csv").exists()
 
 
-def test_a_variable_that_the_client_cannot_use_is_named_and_no_model_is_told_to_be_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "ten", "no number, as the client of the hub needs; correct or unset it"),
+        ("PYTHONOPTIMIZE", "2", "from level 2 on Python leaves out docstrings"),
+    ],
+)
+def test_a_variable_that_no_model_can_be_read_with_is_named(tmp_path: Path, name: str, value: str, why: str) -> None:
+    """The model is not told to be damaged."""
     program = "import sys; from pathlib import Path; from ptpipeline.models.base import prepare_folder as prepare\n"
     program += "prepare('tiny', *map(Path, sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", program, str(tiny_base(tmp_path / "model")), str(tmp_path)],
-        env=os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "ten"},
+        env=os.environ | {name: value},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stderr.splitlines()[-1].endswith(
-        "SettingsError: HF_HUB_DOWNLOAD_TIMEOUT: no number, as the client of the hub needs; correct or unset it"
-    )
+    assert f"SettingsError: {name}: {why}" in done.stderr.splitlines()[-1]
