@@ -6,6 +6,7 @@ The client reads whatever a server sends: a list without end, a file that is lon
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,8 +45,30 @@ class _Allowance:
 _allowance: ContextVar[_Allowance | None] = ContextVar("allowance", default=None)
 
 
+def check_variables() -> None:
+    """Raise SettingsError, which shows no value, if a variable is none that the hub's client can use, or transformers,
+    which imports it: reading a model would end with the same error, and the model is not damaged.
+    """
+    if sys.flags.optimize > 1:
+        raise SettingsError(
+            "PYTHONOPTIMIZE: from level 2 on Python leaves out docstrings, which transformers reads; unset it, or set "
+            "it to 1"
+        )
+    try:
+        import huggingface_hub.constants  # noqa: F401  it reads them
+    except ValueError as error:
+        names = [name for name, value in os.environ.items() if name.startswith("HF_") and repr(value) in str(error)]
+        raise SettingsError(
+            f"{names[0] if names else 'HF_*'}: no number, as the client of the hub needs; correct or unset it"
+        ) from None
+
+
 def open_hub() -> Any:
-    """Return the hub's client; it reads the address now, and not when its library is imported."""
+    """Return the hub's client; it reads the address now, and not when its library is imported.
+
+    Raises SettingsError if a variable is none that it can use.
+    """
+    check_variables()
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

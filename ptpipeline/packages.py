@@ -80,7 +80,7 @@ def package_member(packed: Packed, home: Path) -> Member:
     if pin is None:
         raise DataError(f"package {packed.package!r}: expected one pinned version, such as vaderSentiment==0.5")
     inside = _relative(packed.member)
-    folder = home / "downloads" / f"{pin[1]}-{pin[2]}"
+    folder = _folder_of(pin, home)
     if packed.sha256 is not None and (target := folder / "files" / packed.sha256 / inside).is_file():
         return Member(target, packed.sha256)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,34 @@ def package_member(packed: Packed, home: Path) -> Member:
     if packed.sha256 is None:
         _tell_sha256(packed.package, member.sha256)
     return member
+
+
+def find_kept(packed: Packed, home: Path) -> Member | None:
+    """Return the local file of a member that was fetched before; None if there is none. Nothing is fetched."""
+    pin, inside = _PIN.fullmatch(packed.package), _relative(packed.member)
+    folder = _folder_of(pin, home) if pin else home
+    archives = [one for one in (_find_kept(packed, folder / kind) for kind in _ONLY) if one]
+    for sha256 in [packed.sha256] if packed.sha256 else map(_digest_file, archives):
+        if (target := folder / "files" / sha256 / inside).is_file():
+            return Member(target, sha256)
+    return None
+
+
+def check_kept(packed: Packed, kept: Member) -> None:
+    """Raise DataError if the file that was extracted is not what its archive holds, or if the archive was altered."""
+    folder = kept.path.parents[len(_relative(packed.member).parts) + 1]
+    archives = [path for kind in _ONLY if (folder / kind).is_dir() for path in (folder / kind).iterdir()]
+    archive = next((path for path in archives if _digest_file(path) == kept.sha256), None)
+    if archive is None:
+        raise DataError(f"{folder}: holds no archive with the sha256 {kept.sha256}, from which {kept.path.name} comes")
+    digest = hashlib.sha256()
+    read_member(archive, packed.member, digest.update)
+    if digest.hexdigest() != _digest_file(kept.path):
+        raise DataError(f"{kept.path}: is not what {archive.name} holds")
+
+
+def _folder_of(pin: re.Match[str], home: Path) -> Path:
+    return home / "downloads" / f"{pin[1]}-{pin[2]}"
 
 
 @cache

@@ -1,6 +1,9 @@
 """What the errors of the hub's client mean: ours keep their kind, a login is a setting, a fault of the hub passes."""
 
 import gzip
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ from ptpipeline.errors import BaseModelError, DataError, PtpError, ServiceUnavai
 from ptpipeline.hub import asking_hub, download, open_hub
 from tests.http_server import Quiet, serve
 from tests.hub_server import COMMIT, Hub
+from tests.tiny import tiny_base
 
 
 def answered(kind: type[Exception], status: int) -> Exception:
@@ -139,3 +143,24 @@ def test_a_file_of_another_size_than_listed_is_refused(hub: Hub, tmp_path: Path,
     with pytest.raises(DataError, match=f"lab/x: the hub lists rows.csv with {size} bytes and sends 11"):
         download(open_hub(), "lab/x", "rows.csv", size, "lab/x", DataError, revision=COMMIT, local_dir=tmp_path)
     assert not (tmp_path / "rows.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "ten", "no number, as the client of the hub needs; correct or unset it"),
+        ("PYTHONOPTIMIZE", "2", "from level 2 on Python leaves out docstrings"),
+    ],
+)
+def test_a_variable_that_no_model_can_be_read_with_is_named(tmp_path: Path, name: str, value: str, why: str) -> None:
+    """The model is not told to be damaged."""
+    program = "import sys; from pathlib import Path; from ptpipeline.models.base import prepare_folder as prepare\n"
+    program += "prepare('tiny', *map(Path, sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_base(tmp_path / "model")), str(tmp_path)],
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"SettingsError: {name}: {why}" in done.stderr.splitlines()[-1]

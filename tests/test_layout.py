@@ -66,6 +66,8 @@ TOPICS = {
     "registry/repair/test_proofs.py": "what a rebuild believes",
     "registry/repair/test_signed.py": "a registry with keys",
     "registry/repair/test_second_look.py": "what heals between two looks",
+    "registry/test_exchanged.py": "folders of the store that somebody exchanges for links",
+    "registry/test_power_loss.py": "every state that a power loss may leave of a folder store",
     "registry/versions/test_killed_alias.py": "a promotion that is killed while it writes to MLflow",
     "registry/versions/test_guards.py": "what guards every verb that moves an alias",
     "registry/versions/test_mlflow_recheck.py": "what changes while an edit in MLflow is judged",

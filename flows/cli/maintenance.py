@@ -48,12 +48,14 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare ledger, pointers, MLflow and stored bytes.
+    """Compare ledger, pointers, MLflow, stored bytes and the base models on this machine.
 
     Each difference is listed with the command that mends it.
     """
     from flows.cli.render import print_table
     from ptpipeline.progress import watch
+    from ptpipeline.settings import load_settings
+    from registry.repair.bases import compare_bases
     from registry.repair.doctor import examine
     from registry.repair.mend import fix
     from registry.repair.rebuild import rebuild
@@ -65,8 +67,12 @@ def doctor(
         if mend and differences:
             actions += fix(registry, load_sound_tasks(), differences)
             differences = examine(registry, task)
+        bases = compare_bases(registry, load_settings(), task)
+    differences += bases.differences
     for action in actions:
         say(f"{action.task}: {action.what}", sys.stderr)
+    for sentence in bases.absent:
+        say(sentence, sys.stderr)
     rows = [difference if as_json else _difference_row(difference) for difference in differences]
     print_table(rows, as_json, "no differences")
     if differences or not all(action.done for action in actions):

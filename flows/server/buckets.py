@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from ptpipeline.storage.s3 import KEYS, RequestLimits, make_client, region
-from ptpipeline.storage.s3_faults import Fault, explain_fault, is_strange, read_fault
+from ptpipeline.storage.s3_faults import MALFORMED, Fault, explain_fault, is_ours, is_strange, read_fault
 
 ROLES = ("trainer", "promoter", "nightly", "server", "mlflow")
 _POLICIES = Path(__file__).with_name("policies")
@@ -157,7 +157,9 @@ def _translated(bucket: Bucket, doing: str) -> Iterator[None]:
         raise SettingsError(f"{bucket.where} needs an identity: set {KEYS} ({error})") from error
     except boto.ParamValidationError as error:
         raise SettingsError(f"PTP_STORE: {bucket.name!r} is no name of a bucket; rename it") from error
-    except (boto.BotoCoreError, RecursionError, KeyError) as error:
+    except (boto.BotoCoreError, *MALFORMED) as error:
+        if is_ours(error):
+            raise
         if is_strange(error):
             raise SettingsError(f"{bucket.where} does not answer as S3 does; check PTP_S3_ENDPOINT") from error
         raise ServiceUnavailable(f"{bucket.where} does not answer ({type(error).__name__}); is it up?") from error

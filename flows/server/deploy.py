@@ -252,7 +252,6 @@ def _differing_fields(wanted: dict[str, Any], known: dict[str, Any]) -> list[str
 
 
 def _plain_schedule(one: dict[str, Any]) -> dict[str, Any]:
-    expect(one, schedule=dict)
     return {
         "slug": one["slug"],
         "cron": one["schedule"].get("cron"),

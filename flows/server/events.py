@@ -17,6 +17,8 @@ import logging
 import os
 import queue
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -35,9 +37,22 @@ from registry.ledger.database import Database
 from registry.ledger.events import Event, record_delivered, take_due
 
 SECONDS = 5.0  # for one event
+APPRISE_SECONDS = 15.0  # for one by apprise, of which a process of its own takes some to begin
+MEMORY = 2**29  # bytes that this process may have
 TARGET_SECONDS = 30.0  # for one target, each time that something is sent
 ABOUT_THE_TARGET = (401, 403, 404, 408, 410, 429)  # of 4xx: these answer any event, the others this one
 SECRET_BYTES = range(24, 65)  # as the specification asks
+
+_BOUNDED_APPRISE = """
+import json, resource, sys
+most, hard = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_DATA)[1]
+resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+import apprise
+address, title, text = json.load(sys.stdin)
+service = apprise.Apprise(asset=apprise.AppriseAsset(app_id="ptpipeline", http_redirects=False))
+taken = service.add(address) and service.notify(title=title, body=text, body_format=apprise.NotifyFormat.TEXT)
+sys.exit(0 if taken else 1)
+"""
 
 log = logging.getLogger("ptpipeline.events")
 
@@ -149,7 +164,7 @@ def describe(event: Event) -> str:
 
 
 def _send(target: Target, event: Event) -> None:
-    """Send the event; raise NotTaken if the target does not take it, or not within SECONDS.
+    """Send the event; raise NotTaken if the target does not take it, or not in time.
 
     A thread sends it, because the limits of HTTP libraries are for each read: a target that sends a byte now and then
     would hold everybody.
@@ -166,10 +181,11 @@ def _send(target: Target, event: Event) -> None:
             answers.put(NotTaken(f"does not answer ({type(error).__name__})"))
 
     threading.Thread(target=send, name=f"send to {target.name}", daemon=True).start()
+    seconds = SECONDS if target.kind != "apprise" else APPRISE_SECONDS + 1  # its process ends by itself
     try:
-        reason = answers.get(timeout=SECONDS)
+        reason = answers.get(timeout=seconds)
     except queue.Empty:
-        raise NotTaken(f"does not answer within {SECONDS:.0f} s") from None
+        raise NotTaken(f"does not answer within {seconds:.0f} s") from None
     if reason:
         raise reason
 
@@ -213,15 +229,21 @@ def _post(target: Target, body: bytes, headers: dict[str, str]) -> None:
 
 
 def _send_by_apprise(target: Target, event: Event) -> None:
-    import apprise
-
-    asset = apprise.AppriseAsset(app_id="ptpipeline", http_redirects=False)
-    service = apprise.Apprise(asset=asset)
-    text = _mention_nobody(describe(event))
-    if not (
-        service.add(target.address)
-        and service.notify(title=f"ptpipeline: {event.kind}", body=text, body_format=apprise.NotifyFormat.TEXT)
-    ):
+    """Let a process with bounds of memory and time send it: apprise reads whatever a service answers."""
+    title, text = f"ptpipeline: {event.kind}", _mention_nobody(describe(event))
+    command = [sys.executable, "-P", "-c", _BOUNDED_APPRISE, str(MEMORY)]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps([target.address, title, text]).encode(),  # who lists processes sees no address
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=APPRISE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotTaken(f"does not answer within {APPRISE_SECONDS:.0f} s") from None
+    if done.returncode != 0:
         raise NotTaken("did not take the event, as apprise says")
 
 

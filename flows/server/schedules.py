@@ -52,7 +52,7 @@ def check_schedules(deployment: dict[str, Any]) -> None:
     """Raise SettingsError unless a deployment has schedules as those of Prefect are."""
     expect(deployment, schedules=list)
     for schedule in deployment["schedules"]:
-        expect(schedule, slug=str | None)
+        expect(schedule, slug=str | None, schedule=dict)
 
 
 def _slug_of_maker(run: dict[str, Any], deployment: dict[str, Any]) -> str | None:
@@ -88,8 +88,6 @@ def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted:
 
 def tell_edits(known: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Say which schedules of a deployment somebody edited in Prefect: a deployment takes that back."""
-    for schedule in known["schedules"]:
-        expect(schedule, schedule=dict)
     held = {schedule["slug"]: schedule["schedule"] for schedule in known["schedules"]}
     for schedule in wanted["schedules"]:
         there = held.get(schedule["slug"])
@@ -108,7 +106,6 @@ def remove_schedules(
 ) -> None:
     """Remove these schedules of a deployment, and say so with the reason."""
     for schedule in schedules:
-        expect(schedule, schedule=dict)
         call("DELETE", f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}")
         log.warning(
             "the schedule %s of %s is removed from Prefect: %s",

@@ -18,7 +18,15 @@ from ptpipeline.foreign import shorten
 from ptpipeline.records.base import MAX_INTEGER
 from ptpipeline.storage.s3 import KeyPair, check_credential, make_client
 from ptpipeline.storage.s3_answers import Pages
-from ptpipeline.storage.s3_faults import MALFORMED, Strange, explain_fault, is_strange, read_fault
+from ptpipeline.storage.s3_faults import (
+    MALFORMED,
+    Strange,
+    explain_fault,
+    is_ours,
+    is_strange,
+    read_fault,
+    reading_fields,
+)
 from ptpipeline.task.source import FORMATS, S3Objects, Source
 
 _PIECE = 8 * 2**20
@@ -32,10 +40,11 @@ class _Object(NamedTuple):
     @classmethod
     def read(cls, key: str, told: Any) -> "_Object":
         """Return the object of that key as an answer tells it; Strange if it has a size that no object can have."""
-        size = told["Size"] if "Size" in told else told["ContentLength"]
-        if not 0 <= size <= MAX_INTEGER:
-            raise Strange("a size that is none")
-        return cls(key, told["ETag"], size)
+        with reading_fields():
+            size, etag = told["Size"] if "Size" in told else told["ContentLength"], told["ETag"]
+            if not 0 <= size <= MAX_INTEGER:
+                raise Strange("a size that is none")
+        return cls(key, etag, size)
 
 
 def identify(source: Source, home: Path) -> list[list[str | int]]:
@@ -95,9 +104,10 @@ class _Bucket:
         with self._translating():
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._objects.bucket, Prefix=self._objects.key):
-                if not page.keys() & {"Name", "IsTruncated"}:
-                    raise KeyError("Name")  # a page of HTML, which lists nothing
-                objects += [_Object.read(one["Key"], one) for one in page.get("Contents", ())]
+                with reading_fields():
+                    if not page.keys() & {"Name", "IsTruncated"}:
+                        raise Strange("a page of HTML, which lists nothing")
+                    objects += [_Object.read(one["Key"], one) for one in page.get("Contents", ())]
                 if len(objects) > MAX_FILES:
                     raise DataError(f"{self._where}: more than {MAX_FILES} objects below it; name a longer prefix")
                 listed.check(page)
@@ -113,6 +123,8 @@ class _Bucket:
             raise DataError(f"{name}: {one.size} bytes; a source may have at most {MAX_BYTES} bytes: give a part of it")
         with self._translating():
             answer = self._client.get_object(Bucket=self._objects.bucket, Key=one.key, IfMatch=one.etag)
+            with reading_fields():
+                etag = answer["ETag"]
             with closing(answer["Body"]) as body:
                 count = 0
                 while piece := body.read(min(_PIECE, one.size - count + 1)):
@@ -120,7 +132,7 @@ class _Bucket:
                     file.write(piece)
                     if count > one.size:
                         break
-        if count != one.size or answer["ETag"] != one.etag:
+        if count != one.size or etag != one.etag:
             raise ServiceUnavailable(f"{name}: changed while it was read; run again")
 
     @contextmanager
@@ -140,6 +152,8 @@ class _Bucket:
         except (boto.ParamValidationError, UnicodeError):
             raise DataError(f"{self._where}: no bucket or key can be called so; correct data.source.s3.url") from None
         except (boto.BotoCoreError, *MALFORMED) as error:
+            if is_ours(error):
+                raise
             if is_strange(error):
                 raise SettingsError(
                     f"{self._where}: the server does not answer as S3 does; check data.source.s3.endpoint"

@@ -13,10 +13,10 @@ from filelock import FileLock
 from ptpipeline.durable import publish
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parsing
-from ptpipeline.hub import asking_hub, download, open_hub
+from ptpipeline.hub import asking_hub, check_variables, download, open_hub
 from ptpipeline.models.files import CONFIG, INDEX, SHARDS, SIDE_FILES, WEIGHTS, BaseFiles, read_files, read_texts
 from ptpipeline.models.fingerprint import compute_fingerprints
-from ptpipeline.packages import Packed, package_member
+from ptpipeline.packages import Packed, find_kept, package_member
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.prompts import BaseModelRef
 from ptpipeline.settings import Settings
@@ -54,7 +54,7 @@ def prepare_base(name: str, settings: Settings) -> PreparedBase:
     """
     source = find_base_model(settings.tasks, name)
     prepared = prepare_folder(name, _locate_folder(name, source, settings.home), settings.home)
-    _check_pin(prepared, source)
+    check_pin(prepared, source)
     return prepared
 
 
@@ -75,7 +75,28 @@ def prepare_folder(name: str, folder: Path, home: Path) -> PreparedBase:
     return PreparedBase(name, files, *compute_fingerprints(name, files, home))
 
 
-def _check_pin(prepared: PreparedBase, source: BaseModelSource) -> None:
+def find_folder(name: str, source: BaseModelSource, home: Path) -> Path | None:
+    """Return the folder of a base model on this machine; None if it is not here. Nothing is fetched or converted."""
+    if source.path is not None:
+        folder = Path(os.path.expanduser(source.path))
+        return folder if folder.exists() else None
+    packed, sha256 = packed_of(source), None
+    if packed is not None:
+        kept = find_kept(packed, home)
+        sha256 = packed.sha256 or (kept.sha256 if kept else None)
+        if sha256 is None:
+            return None
+    folder = name_folder(name, source, home, sha256)
+    return folder if folder.exists() else None
+
+
+def packed_of(source: BaseModelSource) -> Packed | None:
+    """Return the file of a package that the base model is converted from; None if it comes from elsewhere."""
+    return Packed(source.package, source.member, source.sha256) if source.package and source.member else None
+
+
+def check_pin(prepared: PreparedBase, source: BaseModelSource) -> None:
+    """Raise BaseModelError if the base does not hash to the fingerprint that `base_models.yaml` pins."""
     pinned, actual = source.fingerprint, prepared.ref.fingerprint
     if pinned == prepared.earlier.fingerprint:
         raise BaseModelError(
@@ -97,11 +118,8 @@ def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
                 f"base model {name}: {folder} holds no config.json; expected the folder of a transformers model"
             )
         return folder
-    packed = Packed(source.package, source.member, source.sha256) if source.package and source.member else None
-    content = source.model_dump(exclude={"fingerprint", "sha256"})
-    if packed is not None:  # the name of a package says nothing of its content
-        content = {"sha256": packed.sha256 or package_member(packed, home).sha256, "member": packed.member}
-    folder = home / "models" / f"{name}-{digest_of(content)[:8]}"
+    packed = packed_of(source)
+    folder = name_folder(name, source, home, (packed.sha256 or package_member(packed, home).sha256) if packed else None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{name}.lock"):
         if not (folder / CONFIG).is_file():
@@ -113,6 +131,14 @@ def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
                 _download(name, source, partial)
             publish(partial, folder)
     return folder
+
+
+def name_folder(name: str, source: BaseModelSource, home: Path, sha256: str | None) -> Path:
+    """Where a base that is fetched lies; `sha256` is that of the archive of its package."""
+    content = source.model_dump(exclude={"fingerprint", "sha256"})
+    if sha256 is not None:  # the name of a package says nothing of its content
+        content = {"sha256": sha256, "member": source.member}
+    return home / "models" / f"{name}-{digest_of(content)[:8]}"
 
 
 def _download(name: str, source: BaseModelSource, target: Path) -> None:
@@ -141,6 +167,7 @@ def _check_room(what: str, needed: int, folder: Path) -> None:
 
 def _convert_gguf(name: str, file: Path, target: Path) -> None:
     """Dequantise once: a packed GGUF cannot be saved, and each load of it takes 11 s."""
+    check_variables()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parsing
+from ptpipeline.hub import check_variables
 from ptpipeline.models.files import CONFIG, BaseFiles
 from ptpipeline.records.base import digest_of
 
@@ -65,6 +66,7 @@ def reduce_configuration(files: BaseFiles) -> dict[str, Any]:
     if not isinstance(stated.get("model_type"), str):
         raise BaseModelError(f"{path}: states no model_type; expected a configuration that transformers saved")
     _check_layers(stated, path)
+    check_variables()
     from transformers import AutoConfig, GenerationConfig
 
     with parsing(f"{path}: transformers", "it states no model that transformers knows", BaseModelError, quoting=True):

@@ -10,6 +10,7 @@ import torch
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parsing
+from ptpipeline.hub import check_variables
 from ptpipeline.models.attention import use_short_rows
 from ptpipeline.models.base import PreparedBase
 from ptpipeline.models.causal import CausalBase
@@ -57,6 +58,7 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
         raise BaseModelError(
             f"base model {prepared.name}: nothing computes in {dtype[:20]!r}; expected {' or '.join(COMPUTE_TYPES)}"
         )
+    check_variables()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -96,6 +98,7 @@ def load_vocabulary(prepared: PreparedBase) -> Vocabulary:
 
     Raises BaseModelError if the folder holds no such model or changes meanwhile, or if it is an encoder-decoder.
     """
+    check_variables()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 

@@ -17,7 +17,15 @@ from ptpipeline.settings import is_loopback
 from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
 from ptpipeline.storage.s3_answers import Pages, bound_answers
-from ptpipeline.storage.s3_faults import MALFORMED, Fault, explain_fault, is_strange, read_fault
+from ptpipeline.storage.s3_faults import (
+    MALFORMED,
+    Fault,
+    explain_fault,
+    is_ours,
+    is_strange,
+    read_fault,
+    reading_fields,
+)
 from ptpipeline.storage.signed_get import SignedGet
 
 _VERBS = {
@@ -191,7 +199,7 @@ class S3Store:
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
         for page in self._pages(prefix):
-            with self._translating("list_objects_v2", prefix):
+            with self._translating("list_objects_v2", prefix), reading_fields():
                 listed = [
                     Listed(item["Key"].removeprefix(self.prefix), item["LastModified"].astimezone(UTC), item["Size"])
                     for item in page.get("Contents", [])
@@ -203,9 +211,12 @@ class S3Store:
 
     def folders(self, prefix: str) -> Iterator[str]:
         for page in self._pages(prefix, Delimiter="/"):
-            with self._translating("list_objects_v2", prefix):
-                folders = [item["Prefix"] for item in page.get("CommonPrefixes", [])]
-            yield from (folder.removeprefix(self.prefix).removesuffix("/") for folder in folders)
+            with self._translating("list_objects_v2", prefix), reading_fields():
+                folders = [
+                    item["Prefix"].removeprefix(self.prefix).removesuffix("/")
+                    for item in page.get("CommonPrefixes", [])
+                ]
+            yield from folders
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         pages, token = Pages(), ""
@@ -223,9 +234,12 @@ class S3Store:
 
     def _read_by_boto(self, key: str, **condition: str) -> Stored:
         answer = self._call("get_object", Key=self._key(key), **condition)
-        with self._translating("get_object", key), closing(answer["Body"]) as body:  # it is still on its way
-            check_bytes(self.url, key, answer.get("ContentLength") or 0)  # an answer in chunks states none
-            return Stored(read_bounded(self.url, key, body.read), answer["ETag"])
+        with self._translating("get_object", key):
+            with reading_fields():
+                etag, size = answer["ETag"], answer.get("ContentLength") or 0  # an answer in chunks states none
+            with closing(answer["Body"]) as body:  # it is still on its way
+                check_bytes(self.url, key, size)
+                return Stored(read_bounded(self.url, key, body.read), etag)
 
     def _read_if_stored(self, key: str) -> Stored | None:
         try:
@@ -262,6 +276,8 @@ class S3Store:
         except boto.ParamValidationError as error:
             raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
         except (boto.BotoCoreError, *MALFORMED) as error:
+            if is_ours(error):
+                raise
             if is_strange(error):
                 raise SettingsError(
                     f"object store {self.where} does not answer as S3 does; check PTP_S3_ENDPOINT and "

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ptpipeline.storage.bounds import is_late
-from ptpipeline.storage.s3_faults import Strange
+from ptpipeline.storage.s3_faults import Strange, reading_fields
 
 MAX_ANSWER = 4 * 2**20  # bytes: a list has at most 1000 keys of 1024 bytes, each written as at most three
 MAX_TAGS = 100_000  # of XML; a key takes some 20
@@ -102,10 +102,11 @@ class Pages:
 
     def check(self, page: Any) -> str:
         """Return the token of the next page, "" behind the last; raise Strange if the list does not come to an end."""
-        if not page.get("IsTruncated"):
-            return ""
-        token = str(page["NextContinuationToken"])
-        self._empty = 0 if page.get("Contents") or page.get("CommonPrefixes") else self._empty + 1
+        with reading_fields():
+            if not page.get("IsTruncated"):
+                return ""
+            token, holds = str(page["NextContinuationToken"]), page.get("Contents") or page.get("CommonPrefixes")
+        self._empty = 0 if holds else self._empty + 1
         if token == self._token or self._empty > MAX_EMPTY:
             raise Strange("a list that does not end")
         self._token = token

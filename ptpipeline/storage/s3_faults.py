@@ -1,5 +1,8 @@
 """What an S3 server means by an answer that is no success, wherever it is met: in the store, a source, or a bucket."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any, Literal, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
@@ -37,8 +40,18 @@ class Strange(ValueError):
     """An answer that no S3 server gives."""
 
 
-# What botocore, and whoever reads what it read, raises for answers that nobody expected.
+# What botocore raises for answers that nobody expected; raised by our own code, it is a defect of ours.
 MALFORMED = (RecursionError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)
+_OURS, _THEIRS = ("ptpipeline", "registry", "flows"), ("botocore", "urllib3")
+
+
+@contextmanager
+def reading_fields() -> Iterator[None]:
+    """Raise Strange if an answer lacks a field or has an odd one. Nothing but the fields may be read within."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise Strange("a field that is missing or odd") from error
 
 
 class Fault(NamedTuple):
@@ -85,7 +98,17 @@ def is_strange(error: Any) -> bool:
     following its redirections in a circle, which it may tell as an error of the HTTP client.
     """
     within = getattr(error, "kwargs", {}).get("error")
-    return isinstance(error, MALFORMED) or isinstance(within, RecursionError)
+    if isinstance(error, Strange) or isinstance(within, RecursionError):
+        return True
+    return isinstance(error, MALFORMED) and not is_ours(error)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the error is a defect of our own: it comes from our code, and not from botocore, which that called."""
+    if isinstance(error, Strange) or not isinstance(error, MALFORMED):
+        return False
+    frames = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    return next((name in _OURS for name in reversed(frames) if name in _OURS + _THEIRS), True)
 
 
 def _find_meaning(status: int, code: str) -> Meaning:

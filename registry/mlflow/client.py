@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
@@ -19,6 +20,7 @@ REQUEST_SECONDS = 10
 ANSWER_SECONDS = 3 * REQUEST_SECONDS  # for the whole answer; the limit above is for each read
 MAX_ANSWER = 32 * 2**20  # bytes; a page of versions has some 3 MB
 _PIECE = 2**16
+_FILES = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH")
 LIMITS = {  # the leases depend on them, so the environment does not override them
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeat inside the client could write after our lease ended
@@ -38,16 +40,45 @@ def quiet_mlflow() -> None:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of the MLflow server at `uri`, with a hard time-out per request; contacts nothing yet."""
+    """A client of the MLflow server at `uri`, with a hard time-out per request; contacts nothing yet.
+
+    Raises SettingsError for variables of MLflow by which its client would fail in the middle of each request.
+    """
     os.environ.update(LIMITS)
     quiet_mlflow()
     given = [CREDENTIALS["mlflow"], ("MLFLOW_TRACKING_TOKEN",)]
     if "@" in uri or any(all(name in os.environ for name in names) for names in given):
         os.environ["NETRC"] = os.devnull  # else requests sends what ~/.netrc says, a `default` too, instead of these
-    from mlflow import MlflowClient
-
+    try:
+        from mlflow import MlflowClient
+    except ValueError as error:  # it reads some variables while it is imported
+        raise SettingsError(f"MLFLOW_*: MLflow's client cannot start: {shorten(str(error))}") from None
+    _check_environment()
     _bound_answers()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _check_environment() -> None:
+    """Raise SettingsError, which shows no value, if a variable is set to what MLflow's client cannot use."""
+    from mlflow import environment_variables
+
+    for variable in vars(environment_variables).values():
+        if hasattr(variable, "get_raw") and not isinstance(variable, type) and variable.is_set():
+            try:
+                variable.get()
+            except ValueError:
+                kind = getattr(variable.type, "__name__", "value")
+                raise SettingsError(
+                    f"{variable.name}: no {kind}, as MLflow's client needs; correct or unset it"
+                ) from None
+    for name in _FILES:
+        if os.environ.get(name) and not os.path.exists(os.environ[name]):
+            raise SettingsError(f"{name}: no such file; name the certificate that MLflow's client needs, or unset it")
+    if environment_variables.MLFLOW_TRACKING_AWS_SIGV4.get() and find_spec("requests_auth_aws_sigv4") is None:
+        raise SettingsError(
+            "MLFLOW_TRACKING_AWS_SIGV4: to sign requests, MLflow's client needs a package that is not installed; run "
+            "`pip install requests-auth-aws-sigv4`, or unset it"
+        )
 
 
 @cache

@@ -25,6 +25,7 @@ Kind = Literal[
     "snapshot",
     "checkpoint",
     "server",
+    "base",
 ]
 
 RECONCILE, FIX, REBUILD = "ptp reconcile", "ptp doctor --fix", "ptp doctor --rebuild-ledger"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ptpipeline.task.folder import load_task
 from registry.registry import open_registry
 from tests.e2e.conftest import Project
 from tests.e2e.test_flows import followed
+from tests.flows.cli.test_approvals import expire
 
 pytestmark = pytest.mark.servers
 
@@ -125,6 +127,23 @@ def test_what_one_person_rejects_by_the_form_is_not_asked_for_again(project: Pro
         state, told = a_night_of(project, "fig")
         assert (state, "awaiting" in told) == ("COMPLETED", False), told
         assert open_registry(load_settings()).ledger.head("fig", "production") is None
+
+
+@pytest.mark.soak  # tests/flows/cli/test_approvals.py asks the same without Prefect
+def test_what_expired_is_refused_by_the_form_and_asked_for_again_by_the_next_night(project: Project) -> None:
+    with awaiting(project, "date", 1):
+        read = re.findall(r"with verdict ([0-9a-f]{12})", artifact(project, "verdict-date"))[0]
+        settings = load_settings()
+        expire(Path(settings.ledger.removeprefix("sqlite:///")))
+        asked = ApproveRequest(task="date", version=1, verdict=read, actor="bob", reason="looks right")
+        state, why = decide(project, "approve", asked)
+        assert (state, "expired" in why) == ("FAILED", True), why
+        assert open_registry(settings).ledger.head("date", "production") is None
+        assert a_night_of(project, "date") == ("COMPLETED", "date: awaiting approval")
+        assert decide(project, "approve", asked)[0] == "COMPLETED"
+        head = open_registry(settings).ledger.head("date", "production")
+        assert head
+        assert head.version == 1
 
 
 def test_the_alarm_is_shown_on_prefects_page_and_a_local_stack_runs_none_by_schedule(

@@ -9,6 +9,7 @@ import pytest
 from flows.server.buckets import Bucket, make_bucket
 from ptpipeline.data.sources import source_key
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError
+from ptpipeline.storage import s3_answers
 from ptpipeline.storage.s3 import RequestLimits, S3Store, make_client
 from tests.data.declared import declared
 from tests.http_server import Quiet, serve
@@ -70,4 +71,22 @@ def test_a_refusal_is_told_by_its_cause(
     status: int, code: str, error: type[PtpError], sentence: str, ask: Callable[[str, Path], None], tmp_path: Path
 ) -> None:
     with serve(refusing(status, code)) as address, pytest.raises(error, match=sentence):
+        ask(address, tmp_path)
+
+
+@pytest.mark.parametrize("ask", [read_store, read_source, ask_for_bucket])
+def test_a_defect_of_our_own_is_not_told_as_the_server_s(
+    ask: Callable[[str, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_answers, "MAX_ANSWER", "no number")
+    with serve(refusing(200, "any")) as address, pytest.raises(TypeError):
+        ask(address, tmp_path)
+
+
+@pytest.mark.parametrize("ask", [read_store, read_source, ask_for_bucket])
+def test_an_answer_that_is_none_of_s3_is_told_as_the_server_s(
+    ask: Callable[[str, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_answers, "MAX_ANSWER", 10)
+    with serve(refusing(200, "any")) as address, pytest.raises(SettingsError, match="does not answer as S3 does"):
         ask(address, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from registry.versions.approval import request_approval
 from tests.flows.cli.pty_reader import Typed
 from tests.flows.cli.test_cli import environment_of, ptp
 from tests.flows.cli.test_ingest import on_terminal
+from tests.flows.server.test_events import SECRET, is_genuine
+from tests.http_server import Quiet, serve
 
 FILE = """\
 name: mood
@@ -134,6 +137,47 @@ def test_status_and_alarm_say_what_is_overdue(environment: dict[str, str], tmp_p
     alarm = ptp(environment, "alarm", "--json")
     assert alarm.returncode == 4
     assert json.loads(alarm.stdout)["kind"] == "stale_task"
+
+
+def test_a_stale_task_reaches_a_receiver_once_and_signed(environment: dict[str, str], tmp_path: Path) -> None:
+    received: list[tuple[dict[str, str], bytes]] = []
+
+    class Receiver(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            self.answer(200)
+
+    path = tmp_path / "tasks" / "mood.yaml"
+    path.write_text(f"{FILE}max_age: 0.000001\n")
+    os.utime(path, (0, 0))
+    with serve(Receiver) as url:
+        told = {"PTP_EVENTS": "ops", "PTP_EVENT_OPS": f"{url}/hook", "PTP_EVENT_OPS_SECRET": f"whsec_{SECRET}"}
+        for _ in range(2):  # the alarm looks every five minutes
+            assert ptp(environment | told, "alarm").returncode == 4
+    stale = [(headers, body) for headers, body in received if json.loads(body)["type"] == "stale_task"]
+    [(headers, body)] = stale
+    assert is_genuine(headers, body)
+    content = json.loads(body)
+    assert (content["data"]["task"], content["data"]["actor"]) == ("mood", "alarm")
+    assert content["text"].startswith("stale task: mood: its last verdict is 0.0 hours old, more than max_age")
+
+
+def expire(ledger: Path) -> None:
+    """As if the days in which people may approve were over; the ledger itself lets nobody change a request."""
+    with sqlite3.connect(ledger) as connection:
+        connection.execute("DROP TRIGGER approval_request_no_update")
+        connection.execute("UPDATE approval_request SET asked = asked - 1e9, expires = expires - 1e9")
+    connection.close()
+
+
+def test_an_approval_that_expired_is_refused_and_promotes_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    shown = read(environment)
+    expire(tmp_path / "home" / "ledger.db")
+    done = ptp(environment, "approve", "mood@1", "--reason", "looks right", *shown)
+    assert (done.returncode, "expired (`approval_days`); `ptp run mood` asks again" in done.stderr) == (1, True)
+    assert ptp(environment, "approve", "--json").stdout == ""
+    assert "has no production version" in ptp(environment, "predict", "mood", "text").stderr
 
 
 def test_the_alarm_needs_no_store(environment: dict[str, str]) -> None:

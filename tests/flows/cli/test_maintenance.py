@@ -58,6 +58,16 @@ def test_doctor_looks_at_one_task_or_at_all(registry: Registry) -> None:
     assert ptp("doctor", "mood", "--fix").exit_code == 0
 
 
+def test_doctor_reads_the_base_models_and_names_those_that_are_not_here(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "tasks/base_models.yaml").write_text(f"tiny: {{path: {tmp_path}/base}}")
+    answer = ptp("doctor", "topic", "--json")
+    assert (answer.exit_code, [json.loads(line)["kind"] for line in answer.stdout.splitlines()]) == (4, ["base"])
+    (tmp_path / "base").rmdir()
+    answer = ptp("doctor", "topic")
+    assert (answer.exit_code, "not on this machine" in answer.stderr) == (0, True)
+
+
 def test_whoever_waits_for_doctor_hears_how_far_it_has_come(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from flows.server import api, bootstrap
 from flows.server.api import call, read_date
 from flows.server.deploy import read_deployments
 from flows.server.pauses import explain_wait, list_pauses
-from flows.server.schedules import find_slug, list_due_runs, tell_edits
+from flows.server.schedules import find_slug, list_due_runs
 from flows.server.trigger import follow, trigger
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from tests.flows.server.test_prefect import Answer, Prefect, listening
@@ -249,7 +249,7 @@ WAITS = {"state_type": "SCHEDULED", "work_pool_name": "ptp", "work_queue_name": 
 NULLS: dict[str, tuple[Callable[[str], object], Any]] = {
     "schedules": (read_deployments, [DEPLOYMENT | {"schedules": None}]),
     "a schedule": (read_deployments, [DEPLOYMENT | {"schedules": [None]}]),
-    "the times of a schedule": (lambda _: tell_edits({"schedules": [SCHEDULE | {"schedule": None}]}, DEPLOYMENT), {}),
+    "the times of a schedule": (read_deployments, [DEPLOYMENT | {"schedules": [SCHEDULE | {"schedule": None}]}]),
     "a limit": (read_deployments, [DEPLOYMENT | {"global_concurrency_limit": "x"}]),
     "the parameters of a run": (list_no_due_runs, [DUE | {"parameters": None}]),
     "how late a run is": (list_no_due_runs, [DUE | {"estimated_start_time_delta": None}]),

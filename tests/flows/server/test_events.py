@@ -8,6 +8,7 @@ import html
 import json
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -222,6 +223,54 @@ def test_apprise_reaches_other_services(
     [content] = receiver.contents()
     assert content["title"] == "ptpipeline: promotion"
     assert "promoted by ann" in content["message"]
+
+
+def test_a_service_of_apprise_whose_answer_does_not_end_takes_no_memory_and_little_time(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MEMORY", 2**27)
+    sent: list[int] = []
+
+    class Endless(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while sum(sent) < 2**30:
+                    sent.append(self.wfile.write(bytes(2**20)))
+
+    promote(registry, TASK, published(registry, TASK, 1), ME)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with serve(Endless) as url:
+        monkeypatch.setenv("PTP_EVENT_OPS", f"apprise:{url.replace('http:', 'json:')}/path")
+        failures = send(Settings(home=tmp_path, events="ops"), registry).failures
+    assert failures == {"ops": "did not take the event, as apprise says"}
+    assert sum(sent) < 2**29
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # kB
+
+
+def test_a_service_of_apprise_that_answers_byte_by_byte_is_left(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "APPRISE_SECONDS", 3.0)
+    left = threading.Event()
+
+    class Slow(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while not left.wait(0.1):
+                    self.wfile.write(b" ")
+            except OSError:
+                left.set()
+
+    promote(registry, TASK, published(registry, TASK, 1), ME)
+    with serve(Slow) as url:
+        monkeypatch.setenv("PTP_EVENT_OPS", f"apprise:{url.replace('http:', 'json:')}/path")
+        failures = send(Settings(home=tmp_path, events="ops"), registry).failures
+        assert left.wait(5)  # nothing of ours reads any more
+    assert failures == {"ops": "does not answer within 3 s"}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ class Held:
                 "name": f"ptp-{flow}",
                 "paused": False,
                 "work_pool_name": "ptp",
-                "schedules": [{"slug": "s", "active": True}] if flow == "nightly" else [],
+                "schedules": [{"slug": "s", "active": True, "schedule": {"cron": "0 2 * * *"}}]
+                if flow == "nightly"
+                else [],
             }
             for flow in FLOWS
         }

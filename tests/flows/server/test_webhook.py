@@ -21,6 +21,7 @@ from benchmarks.fixtures.s3_server import free_ports, running_s3
 from flows.requests import ReconcileRequest
 from flows.server import connections, webhook
 from flows.server.webhook import (
+    Listener,
     Starter,
     Waker,
     is_genuine,
@@ -296,15 +297,21 @@ def test_a_run_that_waits_is_not_doubled() -> None:
 def listening(secret: str) -> Iterator[tuple[str, list[float]]]:
     """The application on a real port; its address, and when a flow was started."""
     started: list[float] = []
+    with serving([listen(secret, lambda: started.append(time.monotonic())) for listen in BOTH]) as url:
+        yield url, started
+
+
+@contextmanager
+def serving(listeners: list[Listener]) -> Iterator[str]:
+    """The application of these listeners on a real port; its address."""
     (port,) = free_ports(1)
-    application = make_application([listen(secret, lambda: started.append(time.monotonic())) for listen in BOTH])
-    server = make_server(application, "127.0.0.1", port)
+    server = make_server(make_application(listeners), "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         while not server.started:
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}", started
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()

@@ -247,3 +247,21 @@ def test_a_server_that_takes_no_files_now_or_not_from_us_is_not_told_as_a_place_
     server = refusing(GET=(200, json.dumps({"model": {"info": info}}).encode()), PUT=(status, b"{}"))
     with server as address, pytest.raises(kind), translated_errors(address):
         log_files(connect(address), model, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MLFLOW_TRACKING_AWS_SIGV4",
+        "MLFLOW_TRACKING_INSECURE_TLS",
+        "MLFLOW_TRACKING_SERVER_CERT_PATH",
+        "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+        "MLFLOW_HTTP_POOL_MAXSIZE",
+    ],
+)
+def test_a_variable_of_mlflow_that_its_client_cannot_use_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = "true" if name.endswith("SIGV4") else "/nonexistent"
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name) as raised:
+        connect("http://127.0.0.1:9")
+    assert "/nonexistent" not in str(raised.value)
