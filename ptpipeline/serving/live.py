@@ -29,7 +29,7 @@ from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import is_server_name
 
-EVERY = 2.0  # seconds between two looks at the store
+EVERY = 2.0  # seconds between two looks at the store, unless a server is started with others
 REPORT = 60.0  # seconds after which the server reports again although nothing changed: it is alive
 FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good set is held already
 STOP = 5.0  # seconds that an end waits for a look at the store
@@ -50,17 +50,19 @@ class Live:
         *,
         server: str = "",
         tasks: Collection[str] = (),
+        every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """home: below it are the promotions that this machine's readers have seen, and of each server for itself the
         last good set and the trials. server: the name under which this one reports what it holds; it reports nothing
-        without one. tasks: those to serve; none is all of the store. clock: seconds.
+        without one. tasks: those to serve; none is all of the store. every: seconds between two looks at the store.
+        clock: seconds.
 
         Raises SettingsError for a server's name that cannot be part of a key.
         """
         if server and not is_server_name(server):
             raise unfit_name(server)
-        self.store, self.server, self.clock = store, server, clock
+        self.store, self.server, self.every, self.clock = store, server, every, clock
         self._memory, own = Memory(home), own_folder(home, server)
         self.tasks = frozenset(tasks)
         self.trials, self.relay = Trials(own, store.where), Relay(clock)
@@ -174,7 +176,7 @@ class Live:
         except NotFound:
             if len(self._missed) >= MISSED:
                 self._missed.clear()
-            self._missed[place] = self.clock() + EVERY
+            self._missed[place] = self.clock() + self.every
             raise
 
     def _check_reachable(self) -> None:
@@ -213,7 +215,9 @@ class Live:
                 log.error("the look at the store failed: %s", place_of(error))
             self._looked.set()
             took = time.monotonic() - began
-            self._stopped.wait(min(max(EVERY, took), 2 * EVERY))  # many pointers take time; a store that hung, no more
+            self._stopped.wait(
+                min(max(self.every, took), 2 * self.every)
+            )  # many pointers take time; a store that hung, no more
 
     def hold_last_good(self) -> None:
         """Hold what this server answered with when it ended; what was damaged since is told and left out."""

@@ -17,7 +17,6 @@ from ptpipeline.records.versions import Beside, Pointer, Promotion
 from ptpipeline.server.callers import Tokens, make_token
 from ptpipeline.server.feedback import watch_texts
 from ptpipeline.server.limits import Limits
-from ptpipeline.serving import live as live_module
 from ptpipeline.serving import relay as relay_module
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.served import Served
@@ -139,12 +138,11 @@ def test_any_server_takes_feedback_and_the_one_that_answered_counts_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a load balancer: with the model that was asked, by way of the store."""
-    monkeypatch.setattr(live_module, "EVERY", 0.05)
     monkeypatch.setattr(relay_module, "LISTEN", 0.05)
-    with running(tmp_path / "one", name="one") as one, httpx.Client(timeout=30) as client:
+    with running(tmp_path / "one", name="one", every=0.05) as one, httpx.Client(timeout=30) as client:
         made = prompts()
         shadow(one, TASK, 2, made["second"].digest, Beside(version=1, digest=made["first"].digest, percent=0))
-        with running(tmp_path / "two", name="two", store=one.store) as two:
+        with running(tmp_path / "two", name="two", store=one.store, every=0.05) as two:
             answer = client.post(f"{one.url}/v1/classify", json={"model": TASK, "input": TEXTS}).json()
             wait_for_shadow(one, answer["id"])
             right = {"id": f"{answer['id']}-0", "label": "positive"}

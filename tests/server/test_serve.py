@@ -92,6 +92,18 @@ def test_a_server_whose_computing_thread_died_ends_with_an_error(
     assert "private" not in caplog.text
 
 
+def test_a_server_looks_at_the_store_as_often_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[float]()
+    monkeypatch.setattr(Live, "start", lambda live: looks.append(live.every))
+    monkeypatch.setattr(Worker, "_wait", lambda worker: bool(looks) and 1 / 0)
+    tiny_project(tmp_path)
+    fill(FolderStore(tmp_path / "store"))
+    settings = Settings(home=tmp_path / "home", tasks=tmp_path / "tasks", store=f"file://{tmp_path}/store")
+    with pytest.raises(PtpError, match="start the server again"):
+        serve(settings, Options(Address("127.0.0.1", 0), None, poll=7.5))
+    assert looks == [7.5]
+
+
 def wait_for_address(log: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:

@@ -66,6 +66,11 @@ def test_a_server_for_anyone_listens_on_loopback_alone(ran: dict[str, str]) -> N
     assert "on loopback alone, not on 0.0.0.0" in error_of(ptp(ran, "serve", "--anyone", "--host", "0.0.0.0"), 1)
 
 
+@pytest.mark.parametrize("seconds", ["0.4", "15.1"])
+def test_a_server_looks_at_the_store_neither_all_the_time_nor_hardly_ever(ran: dict[str, str], seconds: str) -> None:
+    assert ptp(ran, "serve", "--anyone", "--poll", seconds, "--tokens", "x").returncode == 2
+
+
 def test_a_token_is_told_once_and_kept_as_a_hash(ran: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     made = ptp(ran, "token", "friend", "--task", "tiny-sentiment", "--per-minute", "9", "--tokens", str(path))
