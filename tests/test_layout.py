@@ -17,6 +17,7 @@ TOPICS = {
     "flows/cli/test_boundaries.py": "what a path, a stream or a user may do to any verb",
     "flows/cli/test_ingest.py": "what a person sees of an ingest",
     "flows/cli/test_beside.py": "canaries and shadows by the verbs of `ptp`",
+    "serving/test_faulty_rows.py": "what fails while texts are generated together",
     "server/test_day.py": "a day without the store, asked over HTTP",
     "serving/test_live_reports.py": "what a server tells the store of itself",
     "serving/test_live_foreign.py": "what a server does with bytes that somebody else wrote",
