@@ -156,7 +156,7 @@ class _Exchange:
     """One request and how far its answer has come."""
 
     def __init__(self, scope: Scope, send: Send, ending: Ending) -> None:
-        self.id = f"req-{secrets.token_hex(12)}"
+        self.id = make_id()
         self.began = time.perf_counter()
         self.status, self.complete, self.version = 0, False, ""
         self._scope, self._send, self._ending = scope, send, ending
@@ -180,6 +180,16 @@ class _Exchange:
         if not self.status:
             answer = JSONResponse(refusal.to_json(), refusal.status_code, refusal.headers)
             await answer(self._scope, _give(b""), self.send)
+
+
+def make_id() -> str:
+    """Return the id of a request, which nobody guesses."""
+    return f"req-{secrets.token_hex(12)}"
+
+
+def is_id(text: str) -> bool:
+    """Return whether the text may be the id of a request, of this server or another one."""
+    return re.fullmatch("req-[0-9a-f]{24}", text) is not None
 
 
 def _give(body: bytes) -> Receive:

@@ -76,7 +76,7 @@ class Live:
         self._reached: float | None = None
         self._trouble = ""
         self._reported: tuple[object, float] = (None, 0.0)
-        self._changing = threading.RLock()
+        self._changing, self._reporting = threading.RLock(), threading.Lock()
         self._stopped, self._looked = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -202,7 +202,7 @@ class Live:
         waits = self._thread is not None and self._thread.is_alive()  # for a store that does not answer
         if self._reported[0] is not None and not (waits or self._trouble):
             try:
-                report_holdings(self.store, self.server, [])
+                report_holdings(self.store, self.server, [], passed=self.relay.list())
             except PtpError as error:
                 log.warning("the store was not told that this server ended: %s", error)
 
@@ -246,6 +246,7 @@ class Live:
             for place in due:
                 with self._refused.trying(place, tags[place]):
                     read[place] = read_promotion(self.store, *place, self._memory)
+            self.relay.resume(self.store, self.server)
             with self._announced(list_holdings(read.values())):
                 for place, promotion in read.items():
                     with self._refused.trying(place, tags[place]), self._changing:
@@ -320,8 +321,11 @@ class Live:
 
     def _report(self) -> None:
         """Tell the store what this server holds and answers by, if that changed or a minute passed."""
-        if not self.server:
-            return
+        if self.server:
+            with self._reporting:  # else an older report might come after one that announces what is being read
+                self._write_report()
+
+    def _write_report(self) -> None:
         promotions = [alias.promotion for alias in self._aliases.copy().values()]
         holds = sorted({*self._holdings.list(), *self._reading.copy()})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
