@@ -24,9 +24,7 @@ from ptpipeline.serving.streaming import TextStream
 
 SLOTS = 16_384  # tokens, pads among them, whose keys and values the rows of a decoder hold together
 READ_TOKENS = 512  # tokens of texts that a step reads on a CPU: the rows under way wait no longer for their next token
-GROUPS = (
-    2  # of rows that could step in one pass: a row that is far longer than the others would fill their room with pads
-)
+GROUPS = 2  # of rows that could step in one pass: one far longer than the others would fill their room with pads
 
 
 class Emitted(NamedTuple):
@@ -97,6 +95,16 @@ class Decoder:
         """Number of rows that have joined and not begun: their texts are read as soon as the bounds leave room."""
         return len(self._waiting)
 
+    @property
+    def free(self) -> int:
+        """Number of tokens for which the rows that have begun leave room."""
+        return self._room - sum(group.count_slots() for group in self._groups)
+
+    @property
+    def read_tokens(self) -> int:
+        """How many tokens of texts a step reads."""
+        return READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
+
     def join(
         self, cache: PrefixCache | None, ids: Sequence[int], sampling: Sampling, limit: int, prompt: int = 0
     ) -> int:
@@ -153,19 +161,14 @@ class Decoder:
     def _joins_others(self, row: _Row) -> bool:
         return self.base.steps_together(row.longest)
 
-    @property
-    def _read_tokens(self) -> int:
-        """How many tokens of texts a step reads."""
-        return READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
-
     def _take_waiting(self) -> list[_Row]:
         """Take the rows to begin now, first come first served, as many as the bounds on memory and time leave room
         for; at least one if no row is under way. Rows with long texts are taken too, and read from the next step on.
         """
-        taken, tokens = list[_Row](), self._read_tokens // (2 if self._reading else 1)
+        taken, tokens = list[_Row](), self.read_tokens // (2 if self._reading else 1)
         while self._waiting:
             row = self._waiting[0]
-            long = len(row.input.text) > self._read_tokens and self._reads_in_parts(row)
+            long = len(row.input.text) > self.read_tokens and self._reads_in_parts(row)
             if not long and taken and tokens < len(row.input.text):
                 break
             group = self._find_group(row)
@@ -187,7 +190,7 @@ class Decoder:
         """
         joins = self._joins_others(row)
         others = [group for group in self._groups if self._joins_others(group.members[0])]
-        held = sum(group.count_slots() for group in self._groups)
+        held = self._room - self.free
         if joins and others:
             best = min(others, key=lambda group: group.count_slots([row]) - group.count_slots())
             if held - best.count_slots() + best.count_slots([row]) <= self._room:
@@ -204,7 +207,7 @@ class Decoder:
         """Read one part of the first long text; if only its last part is left, return it as a pass of its own."""
         if not self._reading:
             return []
-        row, part = self._reading[0], self._read_tokens // 2
+        row, part = self._reading[0], self.read_tokens // 2
         causal = narrow(self.base, row.cache, [row.input])
         if causal is None or len(row.input.text) <= part:
             return [[self._reading.popleft()]]

@@ -150,6 +150,26 @@ class Worker:
         with self._change:
             return queue.take(tokens, self._is_near)
 
+    def _take_openings(self) -> list[Row]:
+        """Take texts that begin with the next step, in turn over the tasks: no more than it reads and has room for.
+
+        Those that stand in the decoder are served as they came: a task with many there would hold up all others.
+        """
+        rows, tokens, free = list[Row](), self._decoder.read_tokens, self._decoder.free
+        with self._change:
+            while self._openings and tokens > 0 and free > 0 and self._decoder.waiting < 2:
+                taken = self._openings.take(1, self._is_near)  # one row, however long
+                rows += taken
+                tokens -= sum(row.length for row in taken)
+                free -= sum(self._count_slots(row) for row in taken)
+        return rows
+
+    def _count_slots(self, row: Row) -> int:
+        """Return how many tokens a text to be generated holds in the end."""
+        digest, sampling = row.text.digest, row.sampling or Sampling()
+        limit = self._engine.find_limit(digest) if sampling.max_tokens is None else sampling.max_tokens
+        return self._engine.find(digest).slots + row.length + limit
+
     def _is_wanted(self, digest: str) -> bool:
         return digest in self._now or self._queries.holds(digest) or self._openings.holds(digest)
 
@@ -217,8 +237,7 @@ class Worker:
                 self._decoder.leave(handle)
         except Exception as error:  # noqa: BLE001, the thread answers others
             self._end_streams(error)
-        if self._openings and not self._decoder.waiting:
-            rows = self._take(self._openings)
+        if rows := self._take_openings():
             with suppress(Exception):  # it is raised again for the row that it belongs to
                 self._engine.find_caches(sorted({row.text.digest for row in rows}))
             for row in rows:

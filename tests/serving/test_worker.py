@@ -15,6 +15,7 @@ from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.caches import count_bytes
+from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import artifact, copied, embeddings, tiny
 from tests.serving.test_batcher import TEXTS, ask, prompts, serving
@@ -136,6 +137,32 @@ def test_a_client_that_leaves_ends_its_text() -> None:
         base.model.lm_head.register_forward_hook(lambda *given: steps.append(1))
         asyncio.run(run(batcher))
     assert len(steps) < 200
+
+
+def test_a_task_with_many_texts_to_write_does_not_hold_up_the_others() -> None:
+    """Those of the hot task are a hundred, and there is room for eight at once."""
+    hot = writer()
+    cold = [artifact(tiny(), embeddings(tiny(), " no"), task=f"cold-{number}", labels={}, generate=Generation(
+        max_new_tokens=12)) for number in range(3)]  # fmt: skip
+    ended = list[str]()
+
+    async def ask_one(batcher: Batcher, made: Artifact) -> None:
+        await read(batcher, made, "the film", max_tokens=20, temperature=2.0, seed=1)
+        ended.append(made.manifest.task)
+
+    async def run(batcher: Batcher) -> None:
+        asked = [asyncio.create_task(ask_one(batcher, hot)) for _ in range(100)]
+        while not ended:
+            await asyncio.sleep(0.001)
+        before = len(ended)
+        await asyncio.gather(*(ask_one(batcher, one) for one in cold))
+        assert len(ended) - before <= 40
+        await asyncio.gather(*asked)
+
+    with serving(hot, *cold) as batcher:
+        batcher._worker._decoder = Decoder(tiny(), slots=8 * 30)
+        asyncio.run(run(batcher))
+    assert len(ended) == 103
 
 
 def test_a_step_that_fails_ends_its_texts_and_no_later_one() -> None:
