@@ -21,6 +21,7 @@ TOPICS = {
     "server/test_options.py": "what is not taken of OpenAI's API, by its own client",
     "server/test_bases.py": "an encoder-decoder and chats over HTTP",
     "server/test_swap.py": "a version that changes under an open stream",
+    "server/test_stalled.py": "stalled clients at the limits as they are shipped",
     "server/test_day.py": "a day without the store, asked over HTTP",
     "serving/test_live_reports.py": "what a server tells the store of itself",
     "serving/test_live_foreign.py": "what a server does with bytes that somebody else wrote",
