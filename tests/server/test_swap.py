@@ -76,6 +76,7 @@ def test_a_version_that_is_dropped_under_an_open_stream_ends_it_and_then_goes(tm
                 wait_for(lambda number=number: answers_by(server, number), 30, 0.01)
             clock.now += 2 * holdings.RETAINED
             wait_for(lambda: first not in server.answerer._held, 30, 0.01)
+            server.answerer._worker.submit(lambda: None).result(30)  # behind what would unload it
             assert first in server.answerer._engine._loaded
             assert server.answerer.observe().generating == 1
             events += [line for line in lines if line]

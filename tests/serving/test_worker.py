@@ -18,7 +18,7 @@ from ptpipeline.serving.caches import count_bytes
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import artifact, copied, embeddings, tiny
-from tests.serving.test_batcher import TEXTS, ask, prompts, serving
+from tests.serving.test_batcher import TEXTS, ask, busy, prompts, serving
 
 TASKS, EACH, KEPT = 48, 3, 24
 
@@ -154,15 +154,38 @@ def test_a_task_with_many_texts_to_write_does_not_hold_up_the_others() -> None:
         asked = [asyncio.create_task(ask_one(batcher, hot)) for _ in range(100)]
         while not ended:
             await asyncio.sleep(0.001)
-        before = len(ended)
-        await asyncio.gather(*(ask_one(batcher, one) for one in cold))
-        assert len(ended) - before <= 40
+        with busy(batcher):
+            waiting = [asyncio.create_task(ask_one(batcher, one)) for one in cold]
+            while sum(batcher._worker._openings.holds(one.digest) for one in cold) < len(cold):
+                await asyncio.sleep(0.001)
+            before = len(ended)
+        await asyncio.gather(*waiting)
+        assert len(ended) - before <= 24  # those under way, and as many beside the three
         await asyncio.gather(*asked)
 
     with serving(hot, *cold) as batcher:
-        batcher._worker._decoder = Decoder(tiny(), slots=8 * 30)
+        batcher._worker._decoder = Decoder(tiny(), slots=8 * 30 + 15)  # what is over is not enough for a ninth
         asyncio.run(run(batcher))
     assert len(ended) == 103
+
+
+def test_while_a_text_is_written_labels_are_ranked_in_smaller_batches() -> None:
+    """So that its next token waits for no whole pass."""
+    made, labelled = writer(limit=240), prompts()[0]
+
+    async def run(batcher: Batcher) -> int:
+        stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
+        await anext(stream)
+        before = batcher.observe().batches
+        await batcher.classify(labelled.digest, [{"text": "the good film"}] * 32, 30)
+        assert batcher.observe().generating == 1
+        await stream.aclose()
+        return batcher.observe().batches - before
+
+    with serving(made, labelled) as batcher:
+        length = len(batcher._engine.render(Question(labelled.digest, {"text": "the good film"})).ids)
+        batcher._worker._tokens = 32 * length
+        assert asyncio.run(run(batcher)) == 4
 
 
 def test_a_step_that_fails_ends_its_texts_and_no_later_one() -> None:
