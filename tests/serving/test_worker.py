@@ -16,7 +16,7 @@ from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.caches import count_bytes
 from ptpipeline.serving.decoding import Decoder
-from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.engine import Engine, Question, Rendered
 from tests.evaluation.probed import artifact, copied, embeddings, tiny
 from tests.serving.test_batcher import TEXTS, ask, busy, prompts, serving
 
@@ -63,6 +63,30 @@ def test_no_cache_is_computed_twice_for_texts_that_wait_together() -> None:
         assert engine.caches.size <= engine.caches.bound
     finally:
         batcher.close()
+
+
+def test_the_cache_of_a_version_is_wanted_while_its_texts_wait_and_are_computed() -> None:
+    """Others are dropped before it."""
+    made, labelled, computed = writer(), prompts()[0], list[bool]()
+
+    class Watched(Engine):
+        def score(self, texts: Sequence[Rendered]) -> list[torch.Tensor]:
+            computed.extend(self.caches.is_wanted(text.digest) for text in texts)
+            return super().score(texts)
+
+    async def run(batcher: Batcher) -> list[bool]:
+        with busy(batcher):
+            asked = [asyncio.create_task(read(batcher, made, "a")), ask(batcher, labelled, "a")]
+            while not (batcher._worker._openings and batcher._worker._queries):
+                await asyncio.sleep(0.001)
+            wanted = [batcher._engine.caches.is_wanted(one.digest) for one in (made, labelled, prompts()[1])]
+        await asyncio.gather(*asked)
+        return wanted
+
+    with serving(made, labelled, engine=Watched(tiny())) as batcher:
+        computed.clear()
+        assert asyncio.run(run(batcher)) == [True, True, False]
+    assert computed == [True]
 
 
 def writer(word: str = " yes", limit: int = 12) -> Artifact:
