@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from benchmarks.fixtures.random_base import NAMES
 from benchmarks.train_step import describe, load_pair, make_parser
 from ptpipeline.data.batches import group_by_length
-from ptpipeline.errors import PtpError
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.inputs import Input
 from ptpipeline.serving.answerer import Sampling
@@ -78,7 +77,7 @@ def make_ours(base: FrozenBase, load: Load) -> Callable[[], Texts]:
             decoder.join(cache, request.ids, Sampling(), load.limit, request.prompt)
         while len(decoder):
             for handle, piece in decoder.step():
-                if isinstance(piece, PtpError):
+                if isinstance(piece, Exception):
                     raise SystemExit(str(piece))
                 texts[handle] += piece.text
         return [texts[handle] for handle in range(len(load.requests))]

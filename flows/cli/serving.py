@@ -59,6 +59,10 @@ def serve(
             help="After SIGTERM take requests for so many seconds more, while /readyz answers 503.",
         ),
     ] = 5.0,
+    poll: Annotated[
+        float,
+        typer.Option("--poll", min=0.5, max=15, help="Look at the store for promotions every so many seconds."),
+    ] = 2.0,
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Write every text that is asked into the log.")
     ] = False,
@@ -76,7 +80,7 @@ def serve(
     log_plainly(logging.INFO)
     settings = load_settings()
     address = Address(host, port, tls_cert, tls_key, drain)
-    start(settings, Options(address, None if anyone else _find_file(tokens), base, upstream, log_texts))
+    start(settings, Options(address, None if anyone else _find_file(tokens), base, upstream, log_texts, poll))
 
 
 @app.command()

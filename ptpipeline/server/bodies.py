@@ -32,6 +32,41 @@ _EXPECTED = {  # of what has several forms; pydantic tells a fault of each form
     "content": "expected a text, or a list of parts of the type text",
 }
 _TEXT_FORMAT = {"type": "text"}
+_TOKENS = "no weight of a token can be changed here, and vLLM's engine ends by that beside a prompt"
+_ONE = "one text is generated for each prompt"
+_LOGPROBS = "no log-probabilities of tokens are told; /v1/classify tells those of labels"
+_TOOLS = "the prompt was trained to answer with a text, and calls no tool"
+_TRAINED = "how the text is written was trained"
+_MEDIA = "only texts are read and written"
+_REASONS = {  # of what OpenAI's API and vLLM's take, and would change the answer
+    "presence_penalty": _TOKENS,
+    "frequency_penalty": _TOKENS,
+    "repetition_penalty": _TOKENS,
+    "logit_bias": _TOKENS,
+    "n": _ONE,
+    "best_of": _ONE,
+    "logprobs": _LOGPROBS,
+    "top_logprobs": _LOGPROBS,
+    "echo": "only what follows the text is sent",
+    "suffix": "the prompt was trained to continue a text, not to fill a gap",
+    "tools": _TOOLS,
+    "tool_choice": _TOOLS,
+    "parallel_tool_calls": _TOOLS,
+    "functions": _TOOLS,
+    "function_call": _TOOLS,
+    "response_format": "nothing keeps the text to a format",
+    "reasoning_effort": _TRAINED,
+    "verbosity": _TRAINED,
+    "modalities": _MEDIA,
+    "audio": _MEDIA,
+    "store": "no answer is kept",
+    "moderation": "no text is judged",
+    "web_search_options": "nothing is looked up",
+    "prediction": "no draft is compared",
+    "service_tier": "all requests are served alike",
+    "prompt_cache_retention": "prompts stay in memory as long as there is room",
+    "prompt_cache_options": "prompts stay in memory as long as there is room",
+}
 
 Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME)]
 Model = Annotated[
@@ -153,7 +188,7 @@ class Generate(Asked):
     def _check_supported(self) -> "Generate":
         for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
             if getattr(self, name):
-                raise ValueError(f"{name} is not supported; leave it out")
+                raise ValueError(_refuse_field(name))
         return self
 
     def read_sampling(self, limits: Limits) -> Sampling:
@@ -219,7 +254,7 @@ class Chat(Generate):
     @model_validator(mode="after")
     def _check_chat(self) -> "Chat":
         if self.response_format not in (None, _TEXT_FORMAT):
-            raise ValueError("response_format is not supported; leave it out")
+            raise ValueError(_refuse_field("response_format"))
         return self
 
     def read_text(self) -> str:
@@ -240,10 +275,16 @@ class Chat(Generate):
         return Generate.read_sampling(renamed, limits)
 
 
+def _refuse_field(name: str) -> str:
+    return f"{name}: not supported here, since {_REASONS[name]}; leave it out"
+
+
 def explain(errors: list[dict[str, Any]]) -> str:
     """Return the first fault that pydantic found, as one sentence that quotes nothing of the request."""
     first = min(errors, key=lambda error: len(error["loc"]))
     parts = [str(part) for part in first["loc"][1:]]
+    if parts and parts[0] in _REASONS:
+        return _refuse_field(parts[0])
     if not parts and first["type"] != "value_error":
         return "the body: expected a JSON object"
     several = next((place for place, part in enumerate(parts[:-1]) if part in _EXPECTED), None)

@@ -3,7 +3,10 @@
 import logging
 import os
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
+
+from cryptography import x509
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.private import open_regular
@@ -20,6 +23,7 @@ class Certificate:
         self._stamp = self._read_stamp()
         self.context = self._newest = _load(certificate, key)
         self.context.sni_callback = self._choose  # also called if a client names no server
+        _tell_dates(certificate)
 
     def renew(self) -> None:
         """Take what the files hold now; if that cannot be used, log it once and go on with what was before."""
@@ -33,6 +37,7 @@ class Certificate:
             log.warning("%s; the certificate before it stays in use until the files change again", error)
         else:
             log.info("%s: the certificate was renewed", self._files[0])
+            _tell_dates(self._files[0])
 
     def _read_stamp(self) -> list[tuple[int, int, int] | None]:
         return [_stamp_of(path) for path in self._files]
@@ -56,6 +61,24 @@ def _stamp_of(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+def _tell_dates(path: Path) -> None:
+    """Log that clients refuse the server's certificate by its dates, if they do; the file was just used."""
+    try:
+        with open_regular(path) as file:
+            own = x509.load_pem_x509_certificates(file.read())[0]
+    except (OSError, ValueError):  # it was replaced since, or only OpenSSL knows its form
+        return
+    now, begins, ends = datetime.now(UTC), own.not_valid_before_utc, own.not_valid_after_utc
+    if not begins <= now <= ends:
+        log.warning(
+            "--tls-cert %s: holds from %s to %s, so that clients refuse it now; renew it, and it is taken without a "
+            "restart",
+            path,
+            begins.isoformat(" ", "minutes"),
+            ends.isoformat(" ", "minutes"),
+        )
 
 
 def _load(certificate: Path, key: Path) -> ssl.SSLContext:

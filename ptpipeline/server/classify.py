@@ -62,7 +62,12 @@ async def _ask(service: Service, request: Request, served: Served, texts: Sequen
             named.append(error)
     asked = [fields for fields in named if not isinstance(fields, PtpError)]
     service.note_texts(request, served, asked)
-    answers = iter(await service.answerer.classify(served.digest, asked, service.limits.patience) if asked else [])
+
+    def count(tokens: int) -> None:
+        service.metrics.count_tokens(served, tokens, 0)
+
+    patience = service.limits.patience
+    answers = iter(await service.answerer.classify(served.digest, asked, patience, count) if asked else [])
     outcomes: list[Outcome] = [fields if isinstance(fields, PtpError) else next(answers) for fields in named]
     return outcomes
 

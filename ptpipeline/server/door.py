@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ptpipeline.errors import PtpError, place_of
 from ptpipeline.server.callers import Caller, Tokens
-from ptpipeline.server.limits import Limits
+from ptpipeline.server.limits import SMALL, Limits
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.settings import is_own_host
@@ -57,6 +57,7 @@ class Door:
     ) -> None:
         self._application, self._tokens, self._limits = application, tokens, limits
         self._metrics, self._ending = metrics, ending
+        self._large = 0  # bytes of bodies under way behind their first SMALL
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -69,7 +70,7 @@ class Door:
         exchange = _Exchange(scope, send, self._ending)
         try:
             caller = self._admit(scope)
-            body = await self._read_body(Headers(scope=scope), receive)
+            body = await self._read_body(Headers(scope=scope), receive, exchange)
             scope["state"] = scope.get("state", {}) | {"caller": caller, "id": exchange.id}
             await self._answer(scope, body, receive, exchange)
         except (Refusal, PtpError) as error:
@@ -81,6 +82,7 @@ class Door:
             log.error("%s: %s", exchange.id, place_of(error))
             await exchange.refuse(Refusal(500, f"request {exchange.id} failed; the server's log says where", "failed"))
         finally:
+            self._large -= exchange.large
             self._tell(scope, method if method in METHODS else "other", exchange)
 
     def _admit(self, scope: Scope) -> Caller:
@@ -106,7 +108,7 @@ class Door:
             raise refusal
         return caller
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read_body(self, headers: Headers, receive: Receive, exchange: "_Exchange") -> bytes:
         most, body = self._limits.body_bytes, bytearray()
         too_large = Refusal(413, f"the body has more than {most} bytes: send fewer texts at once", "too_large")
         stated = headers.get("content-length", "0")
@@ -121,12 +123,22 @@ class Door:
                     body += message.get("body", b"")
                     if len(body) > most:
                         raise too_large
+                    self._make_room(len(body) - SMALL, exchange)
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
             raise Refusal(
                 408, f"the body did not come within {self._limits.body_seconds:g} s: send it again", "slow_client"
             ) from None
+
+    def _make_room(self, large: int, exchange: "_Exchange") -> None:
+        """Note how large a body is behind its first SMALL; raise Refusal if all are more than the server holds."""
+        more = max(large, 0) - exchange.large
+        if more > 0 and self._large + more > self._limits.large_bytes:
+            sentence = "too many large bodies are under way: send fewer texts at once, or the same in a second"
+            raise Refusal(429, sentence, "overloaded", 1.0)
+        self._large += more
+        exchange.large += more
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, exchange: "_Exchange") -> None:
         """Run the application; cancel it if the client leaves before the answer is complete."""
@@ -156,9 +168,10 @@ class _Exchange:
     """One request and how far its answer has come."""
 
     def __init__(self, scope: Scope, send: Send, ending: Ending) -> None:
-        self.id = f"req-{secrets.token_hex(12)}"
+        self.id = make_id()
         self.began = time.perf_counter()
         self.status, self.complete, self.version = 0, False, ""
+        self.large = 0  # bytes of its body behind the first SMALL
         self._scope, self._send, self._ending = scope, send, ending
 
     async def send(self, message: Message) -> None:
@@ -180,6 +193,16 @@ class _Exchange:
         if not self.status:
             answer = JSONResponse(refusal.to_json(), refusal.status_code, refusal.headers)
             await answer(self._scope, _give(b""), self.send)
+
+
+def make_id() -> str:
+    """Return the id of a request, which nobody guesses."""
+    return f"req-{secrets.token_hex(12)}"
+
+
+def is_id(text: str) -> bool:
+    """Return whether the text may be the id of a request, of this server or another one."""
+    return re.fullmatch("req-[0-9a-f]{24}", text) is not None
 
 
 def _give(body: bytes) -> Receive:

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from ptpipeline.errors import PtpError
 from ptpipeline.foreign import shorten
 from ptpipeline.server.bodies import Feedback, JsonRoute
+from ptpipeline.server.door import is_id
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.service import Service, caller_of, id_of
 from ptpipeline.serving.answerer import Piece, Sampling
@@ -40,13 +41,15 @@ def make_router(service: Service) -> APIRouter:
 
     async def pass_on(request: Request, body: Feedback, place: tuple[str, int]) -> Response:
         """Let the server that answered hear of it; this one cannot know whether there is one."""
-        if body.model is None or not service.live.server:
+        possible = is_id(place[0]) and place[1] < service.limits.texts
+        if body.model is None or not service.live.server or not possible:
             raise _unknown()
         served = await service.find(request, body.model, None)
         if served.split is None and served.shadow is None:
             raise _unknown()
         _check_label(body.label, served.labels, served.task)
-        service.live.relay.pass_on(hash_feedback(*place, served.task, body.label))
+        if not service.live.relay.pass_on(hash_feedback(*place, served.task, body.label), caller_of(request).name):
+            raise _unknown()
         return JSONResponse({"object": "feedback", "id": body.id, "passed_on": True}, 202)
 
     return router

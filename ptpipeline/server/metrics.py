@@ -56,7 +56,9 @@ class Metrics:
         self._answers = Counter("ptp_serve_answers", "Texts that were answered", by_version, registry=own)
         self._errors = Counter("ptp_serve_errors", "Texts that were not answered", by_version, registry=own)
         self._tokens = Counter("ptp_serve_generated_tokens", "Tokens that were generated", by_version, registry=own)
-        self._read = Counter("ptp_serve_read_tokens", "Tokens that generations read", by_version, registry=own)
+        self._read = Counter(
+            "ptp_serve_read_tokens", "Tokens that were read, with those of prompts", by_version, registry=own
+        )
         self._registry.register(_Observed(live, answerer))
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
@@ -74,7 +76,7 @@ class Metrics:
         self._errors.labels(served.task, served.name).inc(errors)
 
     def count_tokens(self, served: Served, read: int, generated: int) -> None:
-        """Count what a generation read and wrote."""
+        """Count what was read for an answer, and generated."""
         self._read.labels(served.task, served.name).inc(read)
         self._tokens.labels(served.task, served.name).inc(generated)
 

@@ -26,7 +26,7 @@ from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway
 from ptpipeline.serving.last_good import LastGood, own_folder
-from ptpipeline.serving.live import Live
+from ptpipeline.serving.live import EVERY, Live
 from ptpipeline.settings import Settings, check_place, is_own_host
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.signed import open_signed_store
@@ -40,7 +40,8 @@ log = logging.getLogger("ptpipeline.server")
 class Options(NamedTuple):
     """What `ptp serve` was asked for. tokens: the file that says who may ask; None lets in everybody on this machine.
 
-    base: the one to load, if the tasks use several. upstream: a vLLM server that answers instead of this machine.
+    base: the one to load, if the tasks use several. upstream: a vLLM server that answers instead of this machine. poll:
+    seconds between two looks at the store.
     """
 
     address: Address
@@ -48,6 +49,7 @@ class Options(NamedTuple):
     base: str | None = None
     upstream: str | None = None
     log_texts: bool = False
+    poll: float = EVERY
 
 
 def serve(settings: Settings, options: Options) -> None:
@@ -67,7 +69,7 @@ def serve(settings: Settings, options: Options) -> None:
     prepared = prepare_base(name, settings)
     upstream = options.upstream
     answerer = open_gateway(prepared, upstream) if upstream else Batcher(open_engine(prepared, settings))
-    live = Live(store, answerer, settings.home, server=reported, tasks=tasks)
+    live = Live(store, answerer, settings.home, server=reported, tasks=tasks, every=options.poll)
 
     @contextlib.asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:

@@ -3,7 +3,7 @@
 A version is always named by its digest here. So an alias that moves while a request runs changes nothing in its answer.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from ptpipeline.errors import PtpError
@@ -53,6 +53,10 @@ class Load(NamedTuple):
     alive: bool
 
 
+def ignore(tokens: int) -> None:
+    """Count nothing."""
+
+
 class Answerer(Protocol):
     """Answers texts with the prompts that it holds, by digest. `classify` and `generate` run in one event loop.
 
@@ -61,11 +65,12 @@ class Answerer(Protocol):
     """
 
     async def classify(
-        self, digest: str, texts: Sequence[Fields], patience: float
+        self, digest: str, texts: Sequence[Fields], patience: float, count: Callable[[int], object] = ignore
     ) -> list[dict[str, float] | PtpError]:
         """Return for each text the probability of each label, most likely first, or the error of this text alone.
 
-        Raises DataError if the prompt has no labels.
+        count: is told how many tokens the model reads, those of the prompt among them. Raises DataError if the prompt
+        has no labels.
         """
 
     def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:

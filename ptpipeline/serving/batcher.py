@@ -15,7 +15,7 @@ from typing import Any
 
 from ptpipeline.errors import DataError, NotFound, Overloaded, PtpError, TimedOut
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.serving.answerer import Load, Piece, Sampling
+from ptpipeline.serving.answerer import Load, Piece, Sampling, ignore
 from ptpipeline.serving.engine import Engine, LoadedPrompt, Question, Rendered
 from ptpipeline.serving.queues import Row
 from ptpipeline.serving.worker import Worker
@@ -61,7 +61,7 @@ class Batcher:
         self._draining = False
 
     async def classify(
-        self, digest: str, texts: Sequence[Fields], patience: float
+        self, digest: str, texts: Sequence[Fields], patience: float, count: Callable[[int], object] = ignore
     ) -> list[dict[str, float] | PtpError]:
         """Return for each text the probability of each label, most likely first, or the error of this text alone.
 
@@ -80,7 +80,9 @@ class Batcher:
                         else:
                             rows.append(_build_row(loaded, text, partial(request.set, place)))
                     self._worker.add(rows)
-                    return await asyncio.wrap_future(request.future)
+                    outcomes = await asyncio.wrap_future(request.future)
+                    count(sum(self._engine.count_tokens(row.text) for row in rows))
+                    return outcomes
             finally:
                 self._worker.remove(rows)
 

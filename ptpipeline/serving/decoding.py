@@ -24,19 +24,17 @@ from ptpipeline.serving.streaming import TextStream
 
 SLOTS = 16_384  # tokens, pads among them, whose keys and values the rows of a decoder hold together
 READ_TOKENS = 512  # tokens of texts that a step reads on a CPU: the rows under way wait no longer for their next token
-GROUPS = (
-    2  # of rows that could step in one pass: a row that is far longer than the others would fill their room with pads
-)
+GROUPS = 2  # of rows that could step in one pass: one far longer than the others would fill their room with pads
 
 
 class Emitted(NamedTuple):
-    """What a step gave a row: the next piece of its text, or the error that ended this row alone.
+    """What a step gave a row: the next piece of its text, or the error that ended it.
 
     A row ends with a piece that has a `finish`, or with an error; then its handle is no longer known.
     """
 
     handle: int
-    outcome: Piece | PtpError
+    outcome: Piece | Exception
 
 
 @dataclass(eq=False)
@@ -76,7 +74,8 @@ class _Group:
 class Decoder:
     """Generates the texts of many rows on one base; `slots` bounds the tokens that they hold in memory together.
 
-    If a step raises, what its rows have is unknown: take another decoder.
+    What fails ends as few rows as it must: the one whose text cannot be read, or the group whose keys and values are
+    unknown since. If a step raises all the same, what its rows have is unknown: take another decoder.
     """
 
     def __init__(self, base: FrozenBase, slots: int = SLOTS) -> None:
@@ -95,6 +94,16 @@ class Decoder:
     def waiting(self) -> int:
         """Number of rows that have joined and not begun: their texts are read as soon as the bounds leave room."""
         return len(self._waiting)
+
+    @property
+    def free(self) -> int:
+        """Number of tokens for which the rows that have begun leave room."""
+        return self._room - sum(group.count_slots() for group in self._groups)
+
+    @property
+    def read_tokens(self) -> int:
+        """How many tokens of texts a step reads."""
+        return READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
 
     def join(
         self, cache: PrefixCache | None, ids: Sequence[int], sampling: Sampling, limit: int, prompt: int = 0
@@ -126,7 +135,11 @@ class Decoder:
         """
         emitted = [own for group in self._groups if group.rows for own in self._continue(group)]
         self._forget_empty()
-        read = self._read_part()
+        try:
+            read = self._read_part()
+        except Exception as error:  # noqa: BLE001, the other rows go on
+            read = []
+            emitted += _end([self._reading.popleft()], error)
         for rows in [*read, *self._split(self._take_waiting())]:
             emitted += self._begin(rows)
         self._forget_empty()
@@ -148,19 +161,14 @@ class Decoder:
     def _joins_others(self, row: _Row) -> bool:
         return self.base.steps_together(row.longest)
 
-    @property
-    def _read_tokens(self) -> int:
-        """How many tokens of texts a step reads."""
-        return READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
-
     def _take_waiting(self) -> list[_Row]:
         """Take the rows to begin now, first come first served, as many as the bounds on memory and time leave room
         for; at least one if no row is under way. Rows with long texts are taken too, and read from the next step on.
         """
-        taken, tokens = list[_Row](), self._read_tokens // (2 if self._reading else 1)
+        taken, tokens = list[_Row](), self.read_tokens // (2 if self._reading else 1)
         while self._waiting:
             row = self._waiting[0]
-            long = len(row.input.text) > self._read_tokens and self._reads_in_parts(row)
+            long = len(row.input.text) > self.read_tokens and self._reads_in_parts(row)
             if not long and taken and tokens < len(row.input.text):
                 break
             group = self._find_group(row)
@@ -182,7 +190,7 @@ class Decoder:
         """
         joins = self._joins_others(row)
         others = [group for group in self._groups if self._joins_others(group.members[0])]
-        held = sum(group.count_slots() for group in self._groups)
+        held = self._room - self.free
         if joins and others:
             best = min(others, key=lambda group: group.count_slots([row]) - group.count_slots())
             if held - best.count_slots() + best.count_slots([row]) <= self._room:
@@ -199,7 +207,7 @@ class Decoder:
         """Read one part of the first long text; if only its last part is left, return it as a pass of its own."""
         if not self._reading:
             return []
-        row, part = self._reading[0], self._read_tokens // 2
+        row, part = self._reading[0], self.read_tokens // 2
         causal = narrow(self.base, row.cache, [row.input])
         if causal is None or len(row.input.text) <= part:
             return [[self._reading.popleft()]]
@@ -216,30 +224,33 @@ class Decoder:
         return [*_split_by_length(prompted), *_split_by_length(bare), *alone]
 
     def _begin(self, rows: list[_Row]) -> list[Emitted]:
-        """Read the texts of rows, and give each its first token."""
+        """Read the texts of rows, and give each its first token; if that fails, read its halves."""
         emitted = [_end_empty(row) for row in rows if row.limit < 1]
-        for row in rows:
-            if row.limit < 1:
-                row.group.members.remove(row)
         rows = [row for row in rows if row.limit >= 1]
         if not rows:
             return emitted
-        states, caches = self.base.begin(*share_heads(self.base, *_stack(rows)))
-        own, kept = self._extend(rows, states)
-        for group in {id(rows[index].group): rows[index].group for index in kept}.values():
-            chosen = [index for index in kept if rows[index].group is group]
-            if not group.slots:
-                group.slots = [Slots() for _ in caches]
-            for slots, cache in zip(group.slots, caches, strict=True):
-                slots.add(PrefixCache(tuple(tensor[chosen] for tensor in cache.tensors), cache.lengths[chosen]))
-            group.rows += [rows[index] for index in chosen]
-        return emitted + own
+        try:
+            states, caches = self.base.begin(*share_heads(self.base, *_stack(rows)))
+            own, kept = self._extend(rows, states)
+        except Exception as error:  # noqa: BLE001, the other rows go on
+            if len(rows) == 1:
+                return emitted + _end(rows, error)
+        else:
+            for group in {id(rows[index].group): rows[index].group for index in kept}.values():
+                own += _add(group, rows, [index for index in kept if rows[index].group is group], caches)
+            return emitted + own
+        middle = len(rows) // 2  # behind the error, which holds the memory of what failed
+        return emitted + self._begin(rows[:middle]) + self._begin(rows[middle:])
 
     def _continue(self, group: _Group) -> list[Emitted]:
         """Give every row of a group one more token, and drop the rows that end with it."""
-        tokens = torch.tensor([row.tokens[-1] for row in group.rows], device=self.base.device)  # [B]
-        emitted, kept = self._extend(group.rows, self.base.step(group.slots, tokens))
-        _drop(group, sorted(set(range(len(group.rows))) - set(kept)))
+        emitted = list[Emitted]()
+        try:
+            tokens = torch.tensor([row.tokens[-1] for row in group.rows], device=self.base.device)  # [B]
+            emitted, kept = self._extend(group.rows, self.base.step(group.slots, tokens))
+            _drop(group, sorted(set(range(len(group.rows))) - set(kept)))
+        except Exception as error:  # noqa: BLE001, the other rows go on
+            return emitted + _clear(group, error)
         return emitted
 
     def _extend(self, rows: Sequence[_Row], states: Tensor) -> tuple[list[Emitted], list[int]]:
@@ -247,7 +258,11 @@ class Decoder:
         emitted, kept = list[Emitted](), list[int]()
         tokens = choose(self.base.compute_logits(states), [row.draw for row in rows])
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            outcome = _advance(row, token, self.base.end_tokens)
+            outcome: Piece | Exception
+            try:
+                outcome = _advance(row, token, self.base.end_tokens)
+            except Exception as error:  # noqa: BLE001, the other rows go on
+                outcome = error
             if isinstance(outcome, Piece) and not outcome.finish:
                 kept.append(index)
             else:
@@ -286,7 +301,35 @@ def _split_by_length(rows: Sequence[_Row]) -> list[list[_Row]]:
 
 
 def _end_empty(row: _Row) -> Emitted:
+    row.group.members.remove(row)
     return Emitted(row.handle, Piece("", 0, row.read, "length"))
+
+
+def _end(rows: Sequence[_Row], error: Exception) -> list[Emitted]:
+    """End rows that have no keys and values yet by an error."""
+    for row in rows:
+        row.group.members.remove(row)
+    return [Emitted(row.handle, error) for row in rows]
+
+
+def _clear(group: _Group, error: Exception) -> list[Emitted]:
+    """End all rows of a group that have keys and values by an error: what these are now is unknown."""
+    ended = [row for row in group.rows if row in group.members]  # else it ended before the error
+    group.rows, group.slots = [], []
+    return _end(ended, error)
+
+
+def _add(group: _Group, rows: Sequence[_Row], chosen: Sequence[int], caches: Sequence[PrefixCache]) -> list[Emitted]:
+    """Add the rows of these indexes to a group, with their entries of the caches; what fails ends the whole group."""
+    group.rows += [rows[index] for index in chosen]
+    try:
+        if not group.slots:
+            group.slots = [Slots() for _ in caches]
+        for slots, cache in zip(group.slots, caches, strict=True):
+            slots.add(PrefixCache(tuple(tensor[chosen] for tensor in cache.tensors), cache.lengths[chosen]))
+    except Exception as error:  # noqa: BLE001, the rows of other groups go on
+        return _clear(group, error)
+    return []
 
 
 def _drop(group: _Group, indexes: Sequence[int]) -> None:

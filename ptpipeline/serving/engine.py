@@ -19,7 +19,7 @@ from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.models.base import PreparedBase
 from ptpipeline.models.compute_type import choose_dtype
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.models.inputs import KeyValues, PrefixCache, SoftPrompt, stack_caches
+from ptpipeline.models.inputs import KeyValues, PrefixCache, SoftPrompt, count_virtual_tokens, stack_caches
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
@@ -39,11 +39,14 @@ STACKED_SLOTS = 4096  # virtual tokens whose keys and values are copied together
 
 
 class LoadedPrompt(NamedTuple):
-    """A verified prompt: its artifact, those of an ensemble's members, and its label tokens, if it has labels."""
+    """A verified prompt: its artifact, those of an ensemble's members, and its label tokens, if it has labels. lengths:
+    how many tokens the model reads before the text, for each of its prompts.
+    """
 
     artifact: Artifact
     members: tuple[Artifact, ...]
     labels: LabelTokens
+    lengths: tuple[int, ...] = ()
 
     @property
     def prompts(self) -> tuple[Artifact, ...]:
@@ -103,8 +106,8 @@ class Engine:
         if digest not in self._loaded:
             check_base(artifact, *self.base.known)
             loaded = LoadedPrompt(artifact, tuple(members), encode_labels(self.base, artifact.manifest))
-            self._place_prompts(loaded)
-            self._loaded[digest] = loaded
+            placed = self._place_prompts(loaded)
+            self._loaded[digest] = loaded._replace(lengths=tuple(map(count_virtual_tokens, placed)))
         return self._loaded[digest]
 
     def load(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> LoadedPrompt:
@@ -152,6 +155,10 @@ class Engine:
         what = question.what or f"text {number} for {manifest.task}"
         ids = encode_fields(self.base, manifest, question.fields, what)
         return Rendered(question.digest, ids)
+
+    def count_tokens(self, text: Rendered) -> int:
+        """Return how many tokens the model reads to rank a text's labels: those of each prompt, with the text's."""
+        return sum(length + len(text.ids) for length in self.find(text.digest).lengths)
 
     def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
         """Return the score of every label [labels], one tensor per question; prompts may be mixed freely.

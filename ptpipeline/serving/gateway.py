@@ -9,7 +9,7 @@ Letters: P virtual tokens, T tokens, H width.
 import asyncio
 import os
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -37,7 +37,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.records.prompts import PromptManifest
-from ptpipeline.serving.answerer import Load, Piece, Sampling
+from ptpipeline.serving.answerer import Load, Piece, Sampling, ignore
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import average, name_probabilities, normalise
 from ptpipeline.serving.streaming import Trim
@@ -128,13 +128,13 @@ class Gateway:
         self._draining = True
 
     async def classify(
-        self, digest: str, texts: Sequence[Fields], patience: float
+        self, digest: str, texts: Sequence[Fields], patience: float, count: Callable[[int], object] = ignore
     ) -> list[dict[str, float] | PtpError]:
         """Return for each text the probability of each label, most likely first, or the error of this text alone."""
         held = self._find(digest)
         check_labels(held.manifest)
         with self._room(held, len(texts)):
-            jobs = [self._classify(held, fields, number) for number, fields in enumerate(texts, 1)]
+            jobs = [self._classify(held, fields, number, count) for number, fields in enumerate(texts, 1)]
             return await _wait(_gather(jobs), patience)
 
     async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
@@ -261,11 +261,14 @@ class Gateway:
                 "folder that `ptp` uses, or serve this base without --upstream"
             )
 
-    async def _classify(self, held: _Held, fields: Fields, number: int) -> dict[str, float] | PtpError:
+    async def _classify(
+        self, held: _Held, fields: Fields, number: int, count: Callable[[int], object]
+    ) -> dict[str, float] | PtpError:
         try:
             ids = encode_fields(self.base, held.manifest, fields, f"text {number} for {held.manifest.task}")
             self._check_length(held, len(ids) + held.labels.longest)
             scores = await self._score(self._upstream, held, ids)
+            count(sum(len(prompt) + len(ids) for prompt in held.prompts))
             named = name_probabilities(held.manifest.task, held.labels.names, scores)
         except Terminal as error:
             return error

@@ -29,7 +29,7 @@ from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import is_server_name
 
-EVERY = 2.0  # seconds between two looks at the store
+EVERY = 2.0  # seconds between two looks at the store, unless a server is started with others
 REPORT = 60.0  # seconds after which the server reports again although nothing changed: it is alive
 FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good set is held already
 STOP = 5.0  # seconds that an end waits for a look at the store
@@ -50,17 +50,19 @@ class Live:
         *,
         server: str = "",
         tasks: Collection[str] = (),
+        every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """home: below it are the promotions that this machine's readers have seen, and of each server for itself the
         last good set and the trials. server: the name under which this one reports what it holds; it reports nothing
-        without one. tasks: those to serve; none is all of the store. clock: seconds.
+        without one. tasks: those to serve; none is all of the store. every: seconds between two looks at the store.
+        clock: seconds.
 
         Raises SettingsError for a server's name that cannot be part of a key.
         """
         if server and not is_server_name(server):
             raise unfit_name(server)
-        self.store, self.server, self.clock = store, server, clock
+        self.store, self.server, self.every, self.clock = store, server, every, clock
         self._memory, own = Memory(home), own_folder(home, server)
         self.tasks = frozenset(tasks)
         self.trials, self.relay = Trials(own, store.where), Relay(clock)
@@ -74,7 +76,7 @@ class Live:
         self._reached: float | None = None
         self._trouble = ""
         self._reported: tuple[object, float] = (None, 0.0)
-        self._changing = threading.RLock()
+        self._changing, self._reporting = threading.RLock(), threading.Lock()
         self._stopped, self._looked = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -174,7 +176,7 @@ class Live:
         except NotFound:
             if len(self._missed) >= MISSED:
                 self._missed.clear()
-            self._missed[place] = self.clock() + EVERY
+            self._missed[place] = self.clock() + self.every
             raise
 
     def _check_reachable(self) -> None:
@@ -200,7 +202,7 @@ class Live:
         waits = self._thread is not None and self._thread.is_alive()  # for a store that does not answer
         if self._reported[0] is not None and not (waits or self._trouble):
             try:
-                report_holdings(self.store, self.server, [])
+                report_holdings(self.store, self.server, [], passed=self.relay.list())
             except PtpError as error:
                 log.warning("the store was not told that this server ended: %s", error)
 
@@ -213,7 +215,8 @@ class Live:
                 log.error("the look at the store failed: %s", place_of(error))
             self._looked.set()
             took = time.monotonic() - began
-            self._stopped.wait(min(max(EVERY, took), 2 * EVERY))  # many pointers take time; a store that hung, no more
+            pause = max(self.every, took)  # many pointers take time; a store that hung, no more
+            self._stopped.wait(min(pause, 2 * self.every))
 
     def hold_last_good(self) -> None:
         """Hold what this server answered with when it ended; what was damaged since is told and left out."""
@@ -242,6 +245,7 @@ class Live:
             for place in due:
                 with self._refused.trying(place, tags[place]):
                     read[place] = read_promotion(self.store, *place, self._memory)
+            self.relay.resume(self.store, self.server)
             with self._announced(list_holdings(read.values())):
                 for place, promotion in read.items():
                     with self._refused.trying(place, tags[place]), self._changing:
@@ -316,8 +320,11 @@ class Live:
 
     def _report(self) -> None:
         """Tell the store what this server holds and answers by, if that changed or a minute passed."""
-        if not self.server:
-            return
+        if self.server:
+            with self._reporting:  # else an older report might come after one that announces what is being read
+                self._write_report()
+
+    def _write_report(self) -> None:
         promotions = [alias.promotion for alias in self._aliases.copy().values()]
         holds = sorted({*self._holdings.list(), *self._reading.copy()})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fastapi import FastAPI
 
 from ptpipeline.errors import NotFound
+from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
@@ -24,7 +25,7 @@ from ptpipeline.server.service import Service
 from ptpipeline.serving.answerer import Answerer
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine
-from ptpipeline.serving.live import Live
+from ptpipeline.serving.live import EVERY, Live
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from tests.evaluation.probed import artifact, embeddings, tiny
@@ -92,16 +93,18 @@ def fill(store: ObjectStore) -> dict[str, Artifact]:
 def running(
     folder: Path, tokens: Tokens | None = None, limits: Limits = Limits(), address: Address = Address("127.0.0.1", 0),
     log_texts: bool = False, waiting: int = 1000, answers: Answerer | None = None, name: str = "",
-    store: ObjectStore | None = None,
+    store: ObjectStore | None = None, every: float = EVERY, clock: Callable[[], float] = time.monotonic,
+    base: FrozenBase | None = None,
 ) -> Iterator[Running]:  # fmt: skip
     """A server over a filled store, in a thread of this process. answers: who answers instead of the batcher. name:
-    under which it reports. store: that of another server, else one of its own.
+    under which it reports. store: that of another server, else one of its own. every, clock: of its looks at the store.
+    base: another one than the tiny one, of which the prompts in the store are.
     """
     if store is None:
         store = FolderStore(folder / "store")
         fill(store)
-    answerer = Batcher(Engine(tiny()), waiting)
-    live = Live(store, answerer, folder / "home", server=name)
+    answerer = Batcher(Engine(base or tiny()), waiting)
+    live = Live(store, answerer, folder / "home", server=name, every=every, clock=clock)
     live.start()
     ending = Ending()
     service = Service(live, answers or answerer, limits, Metrics(live, answerer), log_texts)

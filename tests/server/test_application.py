@@ -106,7 +106,7 @@ def test_the_client_reads_the_stream_of_a_chat(client: openai.OpenAI) -> None:
 def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="this server has no model 'nothing'"):
         client.completions.create(model="nothing", prompt="x")
-    with pytest.raises(openai.BadRequestError, match="presence_penalty is not supported"):
+    with pytest.raises(openai.BadRequestError, match="presence_penalty: not supported here, since no weight"):
         client.completions.create(model="writer", prompt="x", presence_penalty=1)
     with pytest.raises(openai.BadRequestError, match="labels"):
         client.completions.create(model="movies", prompt="x")

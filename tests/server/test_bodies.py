@@ -70,7 +70,9 @@ def test_what_is_just_within_a_bound_is_taken_and_what_is_beyond_it_refused(
 
 @pytest.mark.parametrize("given", [{"presence_penalty": 1.0}, {"frequency_penalty": -1.0}, {"logit_bias": {"7": 1.0}}])
 def test_each_setting_that_is_not_done_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=f"{next(iter(given))} is not supported"):
+    with pytest.raises(
+        ValidationError, match=f"{next(iter(given))}: not supported here, since no weight of a token can be changed"
+    ):
         completion(**given)
 
 

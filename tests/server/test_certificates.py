@@ -5,6 +5,7 @@ import ssl
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ptpipeline.errors import SettingsError
@@ -59,6 +60,26 @@ def test_a_server_shows_a_renewed_certificate_without_a_restart(
         while ssl.get_server_certificate(place) != pair[0].read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("begins", "days", "told"), [(-9, 3, True), (2, 9, True), (0, 1, False)])
+def test_a_certificate_that_clients_refuse_by_its_dates_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, begins: int, days: int, told: bool
+) -> None:
+    """At the start, and if it is put in another one's place; the server goes on: some clients do not look."""
+    certificate = Certificate(*make_pair(tmp_path, begins, days))
+    assert caplog.text.count("so that clients refuse it now") == told
+    make_pair(tmp_path, begins, days)
+    certificate.renew()
+    assert caplog.text.count("so that clients refuse it now") == 2 * told
+
+
+def test_a_client_that_looks_refuses_a_certificate_that_has_expired(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, -9, 3)
+    with running(tmp_path, address=Address("127.0.0.1", 0, *pair)) as server:
+        with pytest.raises(httpx.ConnectError, match="expired"):
+            httpx.get(f"{server.url}/healthz", verify=ssl.create_default_context(cafile=str(pair[0])))
+        assert httpx.get(f"{server.url}/healthz", verify=False).status_code == 200
 
 
 def test_a_certificate_has_a_key_and_both_are_files(tmp_path: Path) -> None:

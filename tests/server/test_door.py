@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ptpipeline.server.door import Door, Ending, _check_own
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.refusals import Refusal, refuse
-from ptpipeline.serving.answerer import Load, Piece, Sampling
+from ptpipeline.serving.answerer import Load, Piece, Sampling, ignore
 from ptpipeline.task.template import Fields
 from tests.server.serving import Running, running
 from tests.waiting import wait_for
@@ -199,7 +199,7 @@ class Endless(Unobserved):
             self.under_way -= 1
 
     async def classify(
-        self, digest: str, texts: Sequence[Fields], patience: float
+        self, digest: str, texts: Sequence[Fields], patience: float, count: Callable[[int], object] = ignore
     ) -> list[dict[str, float] | PtpError]:
         with self._count():
             await asyncio.sleep(3600)
@@ -303,7 +303,7 @@ class Broken(Unobserved):
     """Answers with an error that nobody foresaw, whose message is private; a stream fails behind its first piece."""
 
     async def classify(
-        self, digest: str, texts: Sequence[Fields], patience: float
+        self, digest: str, texts: Sequence[Fields], patience: float, count: Callable[[int], object] = ignore
     ) -> list[dict[str, float] | PtpError]:
         raise RuntimeError(f"cannot answer {texts}")
 

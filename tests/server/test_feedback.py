@@ -17,7 +17,6 @@ from ptpipeline.records.versions import Beside, Pointer, Promotion
 from ptpipeline.server.callers import Tokens, make_token
 from ptpipeline.server.feedback import watch_texts
 from ptpipeline.server.limits import Limits
-from ptpipeline.serving import live as live_module
 from ptpipeline.serving import relay as relay_module
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.served import Served
@@ -139,20 +138,27 @@ def test_any_server_takes_feedback_and_the_one_that_answered_counts_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a load balancer: with the model that was asked, by way of the store."""
-    monkeypatch.setattr(live_module, "EVERY", 0.05)
     monkeypatch.setattr(relay_module, "LISTEN", 0.05)
-    with running(tmp_path / "one", name="one") as one, httpx.Client(timeout=30) as client:
+    with running(tmp_path / "one", name="one", every=0.05) as one, httpx.Client(timeout=30) as client:
         made = prompts()
         shadow(one, TASK, 2, made["second"].digest, Beside(version=1, digest=made["first"].digest, percent=0))
-        with running(tmp_path / "two", name="two", store=one.store) as two:
+        with running(tmp_path / "two", name="two", store=one.store, every=0.05) as two:
             answer = client.post(f"{one.url}/v1/classify", json={"model": TASK, "input": TEXTS}).json()
             wait_for_shadow(one, answer["id"])
             right = {"id": f"{answer['id']}-0", "label": "positive"}
             told = [
                 client.post(f"{two.url}/v1/feedback", json=right | more)
-                for more in ({}, {"model": TASK}, {"model": f"{TASK}@2"}, {"model": TASK, "label": "Positive"})
+                for more in (
+                    {},
+                    {"model": TASK},
+                    {"model": f"{TASK}@2"},
+                    {"model": TASK, "label": "Positive"},
+                    {"model": TASK, "label": "negative"},  # another one than was told before
+                    {"model": TASK, "id": "req-1-0"},  # no server gave such an id
+                    {"model": TASK, "id": f"{answer['id']}-256"},  # or so many texts
+                )
             ]
-            assert [one.status_code for one in told] == [404, 202, 404, 400]
+            assert [one.status_code for one in told] == [404, 202, 404, 400, 404, 404, 404]
             assert "name the `model` that was asked too" in told[0].json()["error"]["message"]
             assert told[1].json() == {"object": "feedback", "id": right["id"], "passed_on": True}
             wait_for(lambda: one.live.trials.find(answer["id"], 0) is None, 60)
@@ -166,7 +172,7 @@ def test_a_caller_passes_on_no_feedback_of_a_task_that_they_may_not_use(tmp_path
     path = tmp_path / "tokens.json"
     other = make_token(path, "other", [WRITER], None)
     with running(tmp_path, Tokens(path), name="one") as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        told = {"id": "req-1-0", "label": "positive", "model": TASK}
+        told = {"id": f"req-{'0' * 24}-0", "label": "positive", "model": TASK}
         refused = client.post("/v1/feedback", json=told, headers={"Authorization": f"Bearer {other}"})
         assert refused.status_code == 403
         assert server.live.relay.list() == []

@@ -38,11 +38,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_pair(tmp_path_factory.mktemp("tls"))
 
 
-def make_pair(folder: Path) -> tuple[Path, Path]:
-    """The same, another one each time."""
+def make_pair(folder: Path, begins: int = 0, days: int = 1) -> tuple[Path, Path]:
+    """The same, another one each time, which holds from so many days after now on."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=begins)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -50,7 +50,7 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
         .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False)
         .sign(key, hashes.SHA256())
     )
@@ -90,6 +90,11 @@ def test_400_stalled_handshakes_keep_nobody_out(secured: Running, pair: tuple[Pa
 
 def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Path], tmp_path: Path) -> None:
     certificate, key = pair
+    _, other = make_pair(tmp_path)
+    locked = tmp_path / "locked"
+    secret = serialization.load_pem_private_key(key.read_bytes(), None)
+    pem, password = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    locked.write_bytes(secret.private_bytes(serialization.Encoding.PEM, pem, password))
     (tmp_path / "bad").write_bytes(b"\x00")
     os.mkfifo(tmp_path / "pipe")
     for given, words in (
@@ -100,6 +105,9 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Pat
         ((certificate, certificate), "cannot be used"),
         ((tmp_path, tmp_path), "cannot be used"),
         ((tmp_path / "pipe", key), "not a regular file"),
+        ((certificate, other), "cannot be used .*MISMATCH"),  # of another certificate
+        ((certificate, locked), "cannot be used"),
+        ((certificate, Path("/proc/self/mem")), "cannot be used"),  # nothing can be read there
     ):
         with pytest.raises(SettingsError, match=words) as caught:
             Server(Address("127.0.0.1", 0, *given), Ending())

@@ -14,6 +14,7 @@ from ptpipeline.serving.answerer import Load
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.served import Served
 from ptpipeline.storage import FolderStore
+from tests.evaluation.probed import tiny
 from tests.server.serving import Running, running
 from tests.serving.registered import TASK, OnEngine, a_prompt, add_version, point
 
@@ -44,8 +45,15 @@ def test_answers_tokens_and_batches_are_counted(served: Running) -> None:
     found = read(served)
     assert found["ptp_serve_answers_total"] == {("movies", "movies@2"): 2, ("writer", "writer@1"): 2}
     assert found["ptp_serve_errors_total"][("movies", "movies@2")] == 1
-    assert found["ptp_serve_read_tokens_total"] == {("writer", "writer@1"): 2 * usage["prompt_tokens"]}
-    assert found["ptp_serve_generated_tokens_total"] == {("writer", "writer@1"): 2 * usage["completion_tokens"]}
+    read_by_labels = [len(tiny().encode(f"{text}\nSentiment:", True)) for text in ("a good film", "awful")]
+    virtual = len(tiny().encode(" the film", False))
+    assert found["ptp_serve_read_tokens_total"] == {
+        ("movies", "movies@2"): sum(read_by_labels) + 2 * virtual,
+        ("writer", "writer@1"): 2 * usage["prompt_tokens"],
+    }
+    assert found["ptp_serve_generated_tokens_total"] == {
+        ("movies", "movies@2"): 0, ("writer", "writer@1"): 2 * usage["completion_tokens"]
+    }  # fmt: skip
     assert found["ptp_serve_batched_texts_total"][()] == 2
     httpx.post(
         f"{served.url}/v1/completions", json=body | {"model": "movies", "stream": True}

@@ -1,8 +1,10 @@
 """The page as a person uses it, in a real browser; what others wrote into names and labels stays text there."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -87,6 +89,35 @@ def test_tasks_and_their_live_versions_are_shown(page: Page) -> None:
     assert any("canary: movies@1 answers 10 %" in row for row in rows)
     assert any("canary 1 beside version 2: no feedback yet" in row for row in rows)
     expect(page.locator("#summary")).to_contain_text("4 tasks")
+
+
+def test_the_figures_of_a_version_follow_what_it_answers(page: Page, guarded: tuple[Running, str]) -> None:
+    server, token = guarded
+    headers = {"Authorization": f"Bearer {token}"}
+
+    def read_status() -> dict[str, Any]:
+        aliases = httpx.get(f"{server.url}/v1/status", headers=headers).json()["aliases"]
+        return next(alias for alias in aliases if alias["task"] == "pairs")
+
+    before = read_status()
+    texts = [{"first": "the good", "second": "film"}] * 3 + [{"first": "plot " * 500, "second": "film"}]
+    for _ in range(2):
+        httpx.post(f"{server.url}/v1/classify", json={"model": "pairs", "input": texts}, headers=headers)
+    told = read_status()
+    assert (told["answers"] - before["answers"], told["errors"] - before["errors"]) == (6, 2)
+    row = page.locator("#aliases tr").filter(has=page.get_by_role("button", name="pairs"))
+    figures = [str(told["answers"]), str(told["errors"]), f"{told['median_ms']:.0f}", f"{told['slowest_ms']:.0f}"]
+    expect(row.locator("td.number")).to_have_text(figures, timeout=20_000)  # it looks again by itself
+    expect(page.locator("#summary")).to_have_text(
+        re.compile(r"^4 tasks · \d+ versions loaded · 0 texts waiting · store reached \d+ s ago$")
+    )
+
+
+def test_a_store_that_is_away_is_told(page: Page) -> None:
+    page.route("**/v1/status", lambda route: route.fulfill(json=route.fetch().json() | {"trouble": True}))
+    page.reload()
+    expect(page.locator("#trouble")).to_contain_text("The store cannot be reached; the server goes on")
+    expect(page.locator("#aliases tr")).to_have_count(5)
 
 
 def test_a_text_is_tried_on_two_versions(page: Page) -> None:

@@ -63,7 +63,7 @@ def test_ptp_serve_answers_by_vllm(vllm: Vllm, tmp_path: Path) -> None:
             assert written["choices"][0]["text"] == engine.generate([question])[0]
             penalised = {"model": "writer", "prompt": "a scene", "presence_penalty": 0.5}
             refused = client.post("/v1/completions", json=penalised)
-            assert (refused.status_code, "presence_penalty is not supported" in refused.text) == (400, True)
+            assert (refused.status_code, "vLLM's engine ends by that" in refused.text) == (400, True)
         process.terminate()
         assert process.wait(60) == 0
         assert vllm.url not in log.read_text()  # one line for each request, and none for each of ours to vLLM
@@ -90,6 +90,18 @@ def test_a_server_whose_computing_thread_died_ends_with_an_error(
         serve(settings, Options(Address("127.0.0.1", 0), None))
     assert "nothing is computed any more: unexpected MemoryError at" in caplog.text
     assert "private" not in caplog.text
+
+
+def test_a_server_looks_at_the_store_as_often_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[float]()
+    monkeypatch.setattr(Live, "start", lambda live: looks.append(live.every))
+    monkeypatch.setattr(Worker, "_wait", lambda worker: bool(looks) and 1 / 0)
+    tiny_project(tmp_path)
+    fill(FolderStore(tmp_path / "store"))
+    settings = Settings(home=tmp_path / "home", tasks=tmp_path / "tasks", store=f"file://{tmp_path}/store")
+    with pytest.raises(PtpError, match="start the server again"):
+        serve(settings, Options(Address("127.0.0.1", 0), None, poll=7.5))
+    assert looks == [7.5]
 
 
 def wait_for_address(log: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> str:

@@ -117,6 +117,16 @@ def test_mixed_prompts_of_other_bases_answer_as_each_alone(name: str) -> None:
         torch.testing.assert_close(scores, alone.score_labels([question])[0], rtol=0, atol=1e-5)
 
 
+def test_the_tokens_that_are_read_are_those_of_each_prompt_with_the_text_behind_it() -> None:
+    engine = Engine(tiny())
+    for one, members in prompts():
+        engine.load(one, members)
+        text, lengths = engine.render(Question(one.digest, {"text": TEXTS[1]})), engine.find_cache(one.digest).lengths
+        assert text.ids == tiny().encode(f"{TEXTS[1]}\nSentiment:", True)
+        assert engine.count_tokens(text) == int(lengths.sum()) + len(lengths) * len(text.ids)
+    assert {len(engine.find(one.digest).prompts) for one, _ in prompts()} > {1}
+
+
 def test_more_prompts_than_are_stacked_answer_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, made = Engine(tiny()), prompts()
     for one, members in made:

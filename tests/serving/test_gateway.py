@@ -139,6 +139,17 @@ def test_an_ensemble_answers_as_in_the_engine(vllm: Vllm, combine: Any) -> None:
         assert found == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_tokens_that_were_read_are_counted_as_in_the_engine(vllm: Vllm) -> None:
+    one, counted = made(), list[int]()
+    asked = [*({"text": text} for text in TEXTS), {"text": "plot " * 500}]
+    ask(vllm, lambda opened: opened.classify(one.digest, asked, 30.0, counted.append), one)
+    engine = Engine(tiny())
+    engine.load(one)
+    assert sum(counted) == sum(
+        engine.count_tokens(engine.render(Question(one.digest, {"text": text}))) for text in TEXTS
+    )
+
+
 def test_more_tokens_than_a_request_may_name_are_asked_in_parts(vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ptpipeline.serving.vllm.MOST_TOKEN_IDS", 1)
     one = made()

@@ -1,5 +1,6 @@
 """A server answers with what the pointers show, as soon as all of it holds, and with what it had until then."""
 
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -122,6 +123,20 @@ def test_a_prompt_of_another_task_is_not_found_by_its_digest(server: Server, sto
     assert server.live.find(f"books@sha256:{other}").number is None
     with pytest.raises(NotFound):
         server.live.find(f"{TASK}@sha256:{other}")
+
+
+@pytest.mark.parametrize(("every", "several"), [(0.02, True), (30.0, False)])
+def test_the_store_is_looked_at_as_often_as_a_server_is_told(
+    store: Away, tmp_path: Path, every: float, several: bool
+) -> None:
+    live = Live(store, OnEngine(), tmp_path / "home", every=every)
+    live.start()
+    point(store, 2, digest(2), 2)
+    until = time.monotonic() + (20 if several else 0.3)
+    while live.find(TASK).number == 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (live.find(TASK).number == 2) == several
+    live.stop()
 
 
 def test_an_alias_that_is_new_is_found_when_it_is_asked_for(server: Server, store: Away) -> None:

@@ -1,5 +1,6 @@
 """What a server tells the store of itself: what it answers by, refuses, and is about to read."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.live import REPORT, Live
 from ptpipeline.serving.servers import read_server_reports
+from ptpipeline.storage.keys import SERVERS
 from tests.serving.registered import TASK, Clock, OnEngine, point
 from tests.serving.test_live import Away, Server, damage_tensors, digest, server, store
 
@@ -56,6 +58,43 @@ def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Aw
     watched.poll()
     watched.find(f"{TASK}@3")
     assert holder.seen == [{digest(1)}, {digest(1), digest(3)}, {digest(1), digest(3)}]
+
+
+class Slow(Away):
+    """A store in which the first report of a look waits, so that a report of a request may overtake it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.overtaken, self.waits = threading.Event(), threading.Event()
+
+    def replace(self, key: str, body: bytes, etag: str) -> None:
+        if key.startswith(SERVERS) and threading.current_thread().name == "look":
+            self.waits.set()
+            self.overtaken.wait(0.5)
+        super().replace(key, body, etag)
+        if key.startswith(SERVERS):
+            self.overtaken.set()
+
+
+def test_no_older_report_takes_the_place_of_one_that_announces_what_is_read(store: Away, tmp_path: Path) -> None:
+    """Somebody who collects garbage meanwhile would delete it."""
+
+    class Reading(OnEngine):
+        def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
+            look.join(10)
+            seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
+            super().hold(artifact, members)
+
+    slow, clock, seen, look = Slow(store.root), Clock(), list[set[str]](), threading.Thread()
+    live = Live(slow, Reading(), tmp_path / "home", server="host", clock=clock)
+    look.start()
+    live.poll()
+    clock.now += REPORT
+    look = threading.Thread(target=live.poll, name="look")
+    look.start()
+    assert slow.waits.wait(10)
+    live.find(f"{TASK}@3")
+    assert seen[-1] == {digest(1), digest(3)}
 
 
 def test_a_report_is_written_if_something_changed_or_a_minute_passed(server: Server, store: Away) -> None:

@@ -15,9 +15,10 @@ from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.caches import count_bytes
-from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.decoding import Decoder
+from ptpipeline.serving.engine import Engine, Question, Rendered
 from tests.evaluation.probed import artifact, copied, embeddings, tiny
-from tests.serving.test_batcher import TEXTS, ask, prompts, serving
+from tests.serving.test_batcher import TEXTS, ask, busy, prompts, serving
 
 TASKS, EACH, KEPT = 48, 3, 24
 
@@ -62,6 +63,30 @@ def test_no_cache_is_computed_twice_for_texts_that_wait_together() -> None:
         assert engine.caches.size <= engine.caches.bound
     finally:
         batcher.close()
+
+
+def test_the_cache_of_a_version_is_wanted_while_its_texts_wait_and_are_computed() -> None:
+    """Others are dropped before it."""
+    made, labelled, computed = writer(), prompts()[0], list[bool]()
+
+    class Watched(Engine):
+        def score(self, texts: Sequence[Rendered]) -> list[torch.Tensor]:
+            computed.extend(self.caches.is_wanted(text.digest) for text in texts)
+            return super().score(texts)
+
+    async def run(batcher: Batcher) -> list[bool]:
+        with busy(batcher):
+            asked = [asyncio.create_task(read(batcher, made, "a")), ask(batcher, labelled, "a")]
+            while not (batcher._worker._openings and batcher._worker._queries):
+                await asyncio.sleep(0.001)
+            wanted = [batcher._engine.caches.is_wanted(one.digest) for one in (made, labelled, prompts()[1])]
+        await asyncio.gather(*asked)
+        return wanted
+
+    with serving(made, labelled, engine=Watched(tiny())) as batcher:
+        computed.clear()
+        assert asyncio.run(run(batcher)) == [True, True, False]
+    assert computed == [True]
 
 
 def writer(word: str = " yes", limit: int = 12) -> Artifact:
@@ -136,6 +161,55 @@ def test_a_client_that_leaves_ends_its_text() -> None:
         base.model.lm_head.register_forward_hook(lambda *given: steps.append(1))
         asyncio.run(run(batcher))
     assert len(steps) < 200
+
+
+def test_a_task_with_many_texts_to_write_does_not_hold_up_the_others() -> None:
+    """Those of the hot task are a hundred, and there is room for eight at once."""
+    hot = writer()
+    cold = [artifact(tiny(), embeddings(tiny(), " no"), task=f"cold-{number}", labels={}, generate=Generation(
+        max_new_tokens=12)) for number in range(3)]  # fmt: skip
+    ended = list[str]()
+
+    async def ask_one(batcher: Batcher, made: Artifact) -> None:
+        await read(batcher, made, "the film", max_tokens=20, temperature=2.0, seed=1)
+        ended.append(made.manifest.task)
+
+    async def run(batcher: Batcher) -> None:
+        asked = [asyncio.create_task(ask_one(batcher, hot)) for _ in range(100)]
+        while not ended:
+            await asyncio.sleep(0.001)
+        with busy(batcher):
+            waiting = [asyncio.create_task(ask_one(batcher, one)) for one in cold]
+            while sum(batcher._worker._openings.holds(one.digest) for one in cold) < len(cold):
+                await asyncio.sleep(0.001)
+            before = len(ended)
+        await asyncio.gather(*waiting)
+        assert len(ended) - before <= 24  # those under way, and as many beside the three
+        await asyncio.gather(*asked)
+
+    with serving(hot, *cold) as batcher:
+        batcher._worker._decoder = Decoder(tiny(), slots=8 * 30 + 15)  # what is over is not enough for a ninth
+        asyncio.run(run(batcher))
+    assert len(ended) == 103
+
+
+def test_while_a_text_is_written_labels_are_ranked_in_smaller_batches() -> None:
+    """So that its next token waits for no whole pass."""
+    made, labelled = writer(limit=240), prompts()[0]
+
+    async def run(batcher: Batcher) -> int:
+        stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
+        await anext(stream)
+        before = batcher.observe().batches
+        await batcher.classify(labelled.digest, [{"text": "the good film"}] * 32, 30)
+        assert batcher.observe().generating == 1
+        await stream.aclose()
+        return batcher.observe().batches - before
+
+    with serving(made, labelled) as batcher:
+        length = len(batcher._engine.render(Question(labelled.digest, {"text": "the good film"})).ids)
+        batcher._worker._tokens = 32 * length
+        assert asyncio.run(run(batcher)) == 4
 
 
 def test_a_step_that_fails_ends_its_texts_and_no_later_one() -> None:

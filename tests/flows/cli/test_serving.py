@@ -2,6 +2,7 @@
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from tests.flows.cli.test_cli import environment_of, error_of, ptp
+from tests.server.test_listen import make_pair
 from tests.tiny import tiny_project
 
 ASK = {"model": "tiny-sentiment", "input": "the good film"}
@@ -28,7 +30,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @contextmanager
-def serving(environment: dict[str, str], *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def serving(
+    environment: dict[str, str], *options: str, verify: ssl.SSLContext | bool = True
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """The address of a server that is ready, and its process."""
     command = [sys.executable, "-m", "flows.cli", "serve", "--port", "0", *options]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -45,7 +49,7 @@ def serving(environment: dict[str, str], *options: str) -> Iterator[tuple[str, "
         deadline = time.monotonic() + 30
         while True:
             try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
+                if httpx.get(f"{url}/readyz", verify=verify).status_code == 200:
                     break
             except httpx.TransportError:
                 assert time.monotonic() < deadline
@@ -64,6 +68,25 @@ def test_a_server_without_tokens_says_how_to_make_one(ran: dict[str, str]) -> No
 
 def test_a_server_for_anyone_listens_on_loopback_alone(ran: dict[str, str]) -> None:
     assert "on loopback alone, not on 0.0.0.0" in error_of(ptp(ran, "serve", "--anyone", "--host", "0.0.0.0"), 1)
+
+
+def test_tls_takes_both_files_of_a_pair(ran: dict[str, str], tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path)
+    assert "TLS takes both --tls-cert and --tls-key" in error_of(
+        ptp(ran, "serve", "--anyone", "--tls-cert", str(certificate)), 1
+    )
+    known, pair = (
+        ssl.create_default_context(cafile=certificate),
+        ("--tls-cert", str(certificate), "--tls-key", str(key)),
+    )
+    with serving(ran, "--anyone", *pair, verify=known) as (url, _):
+        assert url.startswith("https://")
+        assert httpx.post(f"{url}/v1/classify", json=ASK, verify=known, timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize("seconds", ["0.4", "15.1"])
+def test_a_server_looks_at_the_store_neither_all_the_time_nor_hardly_ever(ran: dict[str, str], seconds: str) -> None:
+    assert ptp(ran, "serve", "--anyone", "--poll", seconds, "--tokens", "x").returncode == 2
 
 
 def test_a_token_is_told_once_and_kept_as_a_hash(ran: dict[str, str], tmp_path: Path) -> None:
