@@ -240,6 +240,7 @@ ALLOWED = {
     "flows/local/stack.py": "the file that `ptp up` wrote for its owner alone",
     "flows/local/servers.py": "answers of servers that it started itself",
     "flows/on_demand/vllm_client.py": "a script for machines without ptpipeline: reads what `ptp export` wrote for it",
+    "flows/server/apprise_process.py": "what its parent sends",
     "flows/server/bootstrap.py": "templates of work pools that are part of this package",
     "flows/server/buckets.py": "policies that are part of this package",
 }

@@ -43,17 +43,6 @@ TARGET_SECONDS = 30.0  # for one target, each time that something is sent
 ABOUT_THE_TARGET = (401, 403, 404, 408, 410, 429)  # of 4xx: these answer any event, the others this one
 SECRET_BYTES = range(24, 65)  # as the specification asks
 
-_BOUNDED_APPRISE = """
-import json, resource, sys
-most, hard = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_DATA)[1]
-resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-import apprise
-address, title, text = json.load(sys.stdin)
-service = apprise.Apprise(asset=apprise.AppriseAsset(app_id="ptpipeline", http_redirects=False))
-taken = service.add(address) and service.notify(title=title, body=text, body_format=apprise.NotifyFormat.TEXT)
-sys.exit(0 if taken else 1)
-"""
-
 log = logging.getLogger("ptpipeline.events")
 
 
@@ -231,7 +220,7 @@ def _post(target: Target, body: bytes, headers: dict[str, str]) -> None:
 def _send_by_apprise(target: Target, event: Event) -> None:
     """Let a process with bounds of memory and time send it: apprise reads whatever a service answers."""
     title, text = f"ptpipeline: {event.kind}", _mention_nobody(describe(event))
-    command = [sys.executable, "-P", "-c", _BOUNDED_APPRISE, str(MEMORY)]
+    command = [sys.executable, "-P", "-m", "flows.server.apprise_process", str(MEMORY)]
     try:
         done = subprocess.run(
             command,
