@@ -13,11 +13,23 @@ from typing import Any, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from ptpipeline.storage.s3 import KEYS, RequestLimits, make_client, region
-from ptpipeline.storage.s3_faults import MALFORMED, Fault, explain_fault, is_ours, is_strange, read_fault
+from ptpipeline.storage.s3_answers import bound_answers
+from ptpipeline.storage.s3_faults import (
+    MALFORMED,
+    Fault,
+    Strange,
+    explain_fault,
+    is_ours,
+    is_strange,
+    read_fault,
+    reading_fields,
+)
 
 ROLES = ("trainer", "promoter", "nightly", "server", "mlflow")
 _POLICIES = Path(__file__).with_name("policies")
 _LIMITS = RequestLimits(seconds=20.0, attempts=3)
+_IAM_SECONDS = 20.0  # for an answer
+_MAX_PAGES = 100  # of a list of policies, which has 100 a page
 
 
 class NotKept(SettingsError):
@@ -102,8 +114,11 @@ def find_policy(bucket: Bucket, policy: Policy) -> bool | None:
         known = _find_known(iam, policy)
         if known is None:
             return None
-        version = iam.get_policy_version(PolicyArn=known["Arn"], VersionId=known["DefaultVersionId"])
-        return bool(_plain(version["PolicyVersion"]["Document"]) == _plain(policy.document))
+        with reading_fields():
+            place = {"PolicyArn": known["Arn"], "VersionId": known["DefaultVersionId"]}
+        version = iam.get_policy_version(**place)
+        with reading_fields():
+            return bool(_plain(version["PolicyVersion"]["Document"]) == _plain(policy.document))
 
 
 def make_policy(bucket: Bucket, policy: Policy) -> None:
@@ -122,13 +137,21 @@ def _connect_iam(bucket: Bucket) -> Any:
     from botocore.config import Config
 
     config = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
-    return boto3.client("iam", endpoint_url=bucket.endpoint, region_name=region(), config=config)
+    client = boto3.client("iam", endpoint_url=bucket.endpoint, region_name=region(), config=config)
+    bound_answers(client, _IAM_SECONDS)
+    return client
 
 
 def _find_known(iam: Any, policy: Policy) -> dict[str, Any] | None:
     pages = iam.get_paginator("list_policies").paginate(Scope="Local")
-    known: Iterator[dict[str, Any]] = (one for page in pages for one in page["Policies"])
-    return next((one for one in known if one["PolicyName"] == policy.name), None)
+    for number, page in enumerate(pages):
+        with reading_fields():
+            known: list[dict[str, Any]] = [one for one in page["Policies"] if one["PolicyName"] == policy.name]
+        if known:
+            return known[0]
+        if number == _MAX_PAGES:
+            raise Strange("a list that does not end")
+    return None
 
 
 def _plain(document: Any) -> Any:
@@ -192,7 +215,9 @@ def _translated_policies(bucket: Bucket) -> Iterator[None]:
         raise NotKept(
             f"{bucket.where} takes no policy by IAM ({reason}); give the roles theirs as deploy/s3/README.md says"
         ) from error
-    except ResponseParserError as error:
+    except (ResponseParserError, *MALFORMED) as error:
+        if is_ours(error):
+            raise
         raise NotKept(
             f"{bucket.where} does not answer IAM's calls; give the roles their policies as deploy/s3/README.md says"
         ) from error

@@ -1,5 +1,5 @@
-"""Answers of an S3 server within a bound: lists and errors, which botocore reads whole, in bytes and in time, and
-objects, which come as streams, in time.
+"""Answers of an S3 server, or of its IAM, within a bound: lists and errors, which botocore reads whole, in bytes and in
+time, and objects, which come as streams, in time.
 
 botocore itself reads whatever comes, as long as each read gives a byte.
 """
@@ -21,7 +21,8 @@ def bound_answers(client: Any, seconds: float) -> None:
     """Let a client of boto3 read no answer, but an object, that is longer than any of S3, or takes so many seconds; an
     object has longer, by its bytes.
     """
-    client.meta.events.register("before-send.s3", partial(_send, client, seconds))
+    service = client.meta.service_model.service_id.hyphenize()
+    client.meta.events.register(f"before-send.{service}", partial(_send, client, seconds))
 
 
 def _send(client: Any, seconds: float, request: Any, **_: Any) -> Any:

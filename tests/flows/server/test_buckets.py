@@ -141,3 +141,41 @@ def test_a_policy_is_the_same_however_a_server_writes_its_lists() -> None:
     assert buckets._plain(ours) == buckets._plain(theirs)
     looser = {"Statement": [*theirs["Statement"], {"Action": "s3:*", "Resource": "*"}]}
     assert buckets._plain(ours) != buckets._plain(looser)
+
+
+LISTED = "<ListPoliciesResponse><ListPoliciesResult>{}</ListPoliciesResult></ListPoliciesResponse>"
+MEMBER = "<Policies><member><PolicyName>{}</PolicyName></member></Policies>"
+POLICY = buckets.Policy("ours", {})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        LISTED.format("<Policies><member><Path>/</Path></member></Policies>"),
+        LISTED.format(MEMBER.format("ours")),  # without Arn
+        "<html>hello</html>",
+        LISTED.format(MEMBER.format("x" * 2**23)),
+    ],
+    ids=["no name", "no arn", "no list", "8 MiB"],
+)
+def test_an_odd_answer_of_iam_is_told_as_a_server_that_keeps_no_policies_so(body: str) -> None:
+    class Iam(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            self.answer(200, body.encode(), "text/xml")
+
+    with serve(Iam) as address, pytest.raises(buckets.NotKept, match="does not answer IAM's calls"):
+        buckets.find_policy(Bucket("bucket", address), POLICY)
+
+
+def test_a_list_of_policies_that_does_not_end_is_left() -> None:
+    asked = list[int]()
+
+    class Iam(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            asked.append(1)
+            more = f"<IsTruncated>true</IsTruncated><Marker>{len(asked)}</Marker>"
+            self.answer(200, LISTED.format(MEMBER.format("other") + more).encode(), "text/xml")
+
+    with serve(Iam) as address, pytest.raises(buckets.NotKept, match="does not answer IAM's calls"):
+        buckets.find_policy(Bucket("bucket", address), POLICY)
+    assert len(asked) < 200
