@@ -48,7 +48,7 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare ledger, pointers, MLflow, stored bytes and the base models on this machine.
+    """Compare ledger, pointers, MLflow, stored bytes and base models.
 
     Each difference is listed with the command that mends it.
     """

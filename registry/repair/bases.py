@@ -4,6 +4,8 @@ Nothing is fetched: a base that is not here is named, and another machine's doct
 """
 
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound, TaskFileError
@@ -35,10 +37,11 @@ def compare_bases(registry: Registry, settings: Settings, task: str | None = Non
         if task in (None, declared.name):
             uses.setdefault(declared.base_model, {})
     bases = Bases([], [])
-    with phase("base models"):
+    with phase("base models"), TemporaryDirectory() as scratch:
         expect(len(uses), "base models")
+        notes = settings.home if settings.home.exists() else Path(scratch)  # of configurations; reading makes no home
         for name, prompts in sorted(uses.items()):
-            _compare_base(bases, settings, name, prompts)
+            _compare_base(bases, settings, notes, name, prompts)
             advance(1)
     return bases
 
@@ -62,7 +65,7 @@ def _find_uses(registry: Registry, task: str | None) -> dict[str, dict[str, str]
     return uses
 
 
-def _compare_base(bases: Bases, settings: Settings, name: str, prompts: dict[str, str]) -> None:
+def _compare_base(bases: Bases, settings: Settings, notes: Path, name: str, prompts: dict[str, str]) -> None:
     try:
         source = find_base_model(settings.tasks, name)
     except (NotFound, TaskFileError) as error:
@@ -84,7 +87,7 @@ def _compare_base(bases: Bases, settings: Settings, name: str, prompts: dict[str
     if source.path is None:
         again = f"remove {folder}: the next use fetches it again"
     try:
-        prepared = prepare_folder(name, folder, settings.home)
+        prepared = prepare_folder(name, folder, notes)
         check_pin(prepared, source)
     except BaseModelError as error:
         pinned = f"fingerprint {source.fingerprint[:12]}" if source.fingerprint else "a base model that can be read"

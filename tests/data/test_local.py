@@ -217,9 +217,9 @@ def test_parquet_is_compressed_within(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("a" * 300, "cannot be read (OSError); name a file that you may read"),
+        ("a" * 300, "cannot be read (File name too long); name a file that you may read"),
         ("~nobody-of-this-name/rows.csv", "no such file"),
-        ("/proc/self/mem", "cannot be read (OSError)"),
+        ("/proc/self/mem", "cannot be read (Input/output error)"),
         ("/dev/null", "is no regular file"),
         ("x\0y", "no such file"),
         ("", "is a folder"),
