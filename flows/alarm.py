@@ -5,10 +5,9 @@ from functools import partial
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.on_demand.silence import Overdue, find_overdue, tell
+from flows.on_demand.silence import Overdue, notice
 from flows.requests import AlarmRequest
 from flows.server.events import send_events
-from flows.stages.context import Context
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from registry.card.markdown import escape
@@ -22,17 +21,10 @@ def alarm(request: AlarmRequest = EVERYTHING) -> list[str]:
     be.
     """
     context = open_context()
-    overdue = step("look for silence", partial(look, context))
+    overdue = step("look for silence", partial(notice, context.registry.ledger, context.settings))
     create_markdown_artifact(key="alarm", markdown=render(overdue), description=f"{len(overdue)} overdue")
     step("send events", partial(send_events, context.settings, context.registry.ledger.database))
     return [one.sentence for one in overdue]
-
-
-def look(context: Context) -> list[Overdue]:
-    """Return what is overdue; an event tells others of it."""
-    overdue = find_overdue(context.registry.ledger, context.settings)
-    tell(context.registry.ledger, overdue)
-    return overdue
 
 
 def render(overdue: list[Overdue]) -> str:

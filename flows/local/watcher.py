@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -23,8 +24,9 @@ from flows.stages.context import select_tasks
 from ptpipeline.errors import PtpError
 from ptpipeline.foreign import parse_json, parsing
 from ptpipeline.settings import Settings, load_settings
+from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
-from registry.registry import open_for_writing
+from registry.registry import Registry, open_for_writing
 from registry.repair.reconcile import reconcile, reconcile_aliases
 from registry.versions.mlflow_edit import seconds_apart
 from registry.versions.projection import FOLLOW_SECONDS
@@ -69,9 +71,8 @@ class Watcher:
 
     def _judge(self, task: str) -> bool:
         """Return whether nothing is left to be done."""
-        registry = open_for_writing(self._settings)
-        declared = {one.name: one for one in select_tasks(self._settings).tasks}
-        actions = reconcile_aliases(registry, declared, task)
+        with open_registry(self._settings) as (registry, declared):
+            actions = reconcile_aliases(registry, declared, task)
         for action in actions:
             log.info("%s: %s", action.task, action.what)
         return all(action.done for action in actions)
@@ -108,13 +109,19 @@ class Rounds:
 
     def reconcile(self) -> None:
         """Bring pointers and MLflow to what the ledger says; wait for no lease of a killed process: a round follows."""
-        registry = open_for_writing(self._settings)
-        declared = {one.name: one for one in select_tasks(self._settings).tasks}
-        try:
+        with open_registry(self._settings) as (registry, declared):
             for action in reconcile(registry, declared, wait=FOLLOW_SECONDS):
                 log.info("%s: %s", action.task, action.what)
-        finally:
-            registry.ledger.close()
+
+
+@contextmanager
+def open_registry(settings: Settings) -> Iterator[tuple[Registry, dict[str, Task]]]:
+    """Give the registry, to be written to, and the declared tasks by name, until the block ends."""
+    registry = open_for_writing(settings)
+    try:
+        yield registry, {one.name: one for one in select_tasks(settings).tasks}
+    finally:
+        registry.ledger.close()
 
 
 def attempt(failure: str, work: Callable[[], object]) -> None:

@@ -68,13 +68,20 @@ def find_overdue(ledger: Ledger, settings: Settings, time: datetime | None = Non
 
 
 def sound_alarm(ledger: Ledger, settings: Settings) -> tuple[list[Overdue], Sent]:
-    """Find what is overdue and write an event for each, send the events that are due, and return both.
+    """Notice what is overdue, send the events that are due, and return both.
 
     Raises ServiceUnavailable if the ledger does not answer.
     """
+    return notice(ledger, settings), send_events(settings, ledger.database)
+
+
+def notice(ledger: Ledger, settings: Settings) -> list[Overdue]:
+    """Find what is overdue, write an event for each, and return it. Raises ServiceUnavailable if the ledger does not
+    answer.
+    """
     overdue = find_overdue(ledger, settings)
     tell(ledger, overdue)
-    return overdue, send_events(settings, ledger.database)
+    return overdue
 
 
 def tell(ledger: Ledger, overdue: Sequence[Overdue]) -> None:
