@@ -12,15 +12,15 @@ from string import Template
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.foreign import shorten
 from ptpipeline.storage.s3 import KEYS, RequestLimits, make_client, region
-from ptpipeline.storage.s3_answers import bound_answers
 from ptpipeline.storage.s3_faults import (
     MALFORMED,
     Fault,
     Strange,
+    explain_failure,
     explain_fault,
     is_ours,
-    is_strange,
     read_fault,
     reading_fields,
 )
@@ -28,7 +28,6 @@ from ptpipeline.storage.s3_faults import (
 ROLES = ("trainer", "promoter", "nightly", "server", "mlflow")
 _POLICIES = Path(__file__).with_name("policies")
 _LIMITS = RequestLimits(seconds=20.0, attempts=3)
-_IAM_SECONDS = 20.0  # for an answer
 _MAX_PAGES = 100  # of a list of policies, which has 100 a page
 
 
@@ -109,7 +108,7 @@ def find_policy(bucket: Bucket, policy: Policy) -> bool | None:
 
     Raises NotKept if the server does not answer such calls.
     """
-    iam = _connect_iam(bucket)
+    iam = make_client(bucket.endpoint, _LIMITS, service="iam")
     with _translated_policies(bucket):
         known = _find_known(iam, policy)
         if known is None:
@@ -123,23 +122,13 @@ def find_policy(bucket: Bucket, policy: Policy) -> bool | None:
 
 def make_policy(bucket: Bucket, policy: Policy) -> None:
     """Create the policy, or make its document the one in force; raises NotKept if the server does not let us."""
-    iam, document = _connect_iam(bucket), json.dumps(policy.document)
+    iam, document = make_client(bucket.endpoint, _LIMITS, service="iam"), json.dumps(policy.document)
     with _translated_policies(bucket):
         known = _find_known(iam, policy)
         if known is None:
             iam.create_policy(PolicyName=policy.name, PolicyDocument=document)
         else:
             iam.create_policy_version(PolicyArn=known["Arn"], PolicyDocument=document, SetAsDefault=True)
-
-
-def _connect_iam(bucket: Bucket) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 3})
-    client = boto3.client("iam", endpoint_url=bucket.endpoint, region_name=region(), config=config)
-    bound_answers(client, _IAM_SECONDS)
-    return client
 
 
 def _find_known(iam: Any, policy: Policy) -> dict[str, Any] | None:
@@ -181,11 +170,7 @@ def _translated(bucket: Bucket, doing: str) -> Iterator[None]:
     except boto.ParamValidationError as error:
         raise SettingsError(f"PTP_STORE: {bucket.name!r} is no name of a bucket; rename it") from error
     except (boto.BotoCoreError, *MALFORMED) as error:
-        if is_ours(error):
-            raise
-        if is_strange(error):
-            raise SettingsError(f"{bucket.where} does not answer as S3 does; check PTP_S3_ENDPOINT") from error
-        raise ServiceUnavailable(f"{bucket.where} does not answer ({type(error).__name__}); is it up?") from error
+        raise explain_failure(error, bucket.where, "PTP_S3_ENDPOINT", "is it up?") from error
 
 
 def _translate(bucket: Bucket, doing: str, fault: Fault) -> ServiceUnavailable | SettingsError:
@@ -211,7 +196,9 @@ def _translated_policies(bucket: Bucket) -> Iterator[None]:
     try:
         yield
     except boto.ClientError as error:
-        reason = " ".join(str(error.response["Error"].get("Message", "")).split()) or error.response["Error"]["Code"]
+        told = error.response.get("Error", {})  # which IAM's parser leaves out of an answer of S3's form
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        reason = shorten(" ".join(str(told.get("Message") or told.get("Code") or status).split()), 200)[1:-1]
         raise NotKept(
             f"{bucket.where} takes no policy by IAM ({reason}); give the roles theirs as deploy/s3/README.md says"
         ) from error

@@ -21,9 +21,8 @@ from ptpipeline.storage.s3_answers import Pages
 from ptpipeline.storage.s3_faults import (
     MALFORMED,
     Strange,
+    explain_failure,
     explain_fault,
-    is_ours,
-    is_strange,
     read_fault,
     reading_fields,
 )
@@ -152,15 +151,8 @@ class _Bucket:
         except (boto.ParamValidationError, UnicodeError):
             raise DataError(f"{self._where}: no bucket or key can be called so; correct data.source.s3.url") from None
         except (boto.BotoCoreError, *MALFORMED) as error:
-            if is_ours(error):
-                raise
-            if is_strange(error):
-                raise SettingsError(
-                    f"{self._where}: the server does not answer as S3 does; check data.source.s3.endpoint"
-                ) from None
-            raise ServiceUnavailable(
-                f"{self._where}: the server does not answer ({type(error).__name__}); check the address and the network"
-            ) from None
+            where, advice = f"{self._where}: the server", "check the address and the network"
+            raise explain_failure(error, where, "data.source.s3.endpoint", advice) from None
 
     def _translate(self, error: Any) -> Exception:
         fault = read_fault(error)

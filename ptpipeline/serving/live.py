@@ -39,6 +39,15 @@ _VERSION = re.compile(f"[0-9]+$|{SHA}")
 log = logging.getLogger(__name__)
 
 
+def choose_pause(every: float, took: float) -> float:
+    """Return the seconds until the next look at the store, after one that took so long.
+
+    Looks begin `every` seconds apart. One that takes long, with many pointers, leaves at least as much time to requests
+    as it took; one that waited for a store that hung is followed by the next one within twice `every`.
+    """
+    return min(max(every - took, took), 2 * every)
+
+
 class Live:
     """The versions that a server answers with. `start` follows the store in a thread; any thread may call `find`."""
 
@@ -214,9 +223,7 @@ class Live:
             except Exception as error:  # noqa: BLE001 - the thread that follows the store outlives every fault
                 log.error("the look at the store failed: %s", place_of(error))
             self._looked.set()
-            took = time.monotonic() - began
-            pause = max(self.every, took)  # many pointers take time; a store that hung, no more
-            self._stopped.wait(min(pause, 2 * self.every))
+            self._stopped.wait(choose_pause(self.every, time.monotonic() - began))
 
     def hold_last_good(self) -> None:
         """Hold what this server answered with when it ended; what was damaged since is told and left out."""

@@ -20,9 +20,8 @@ from ptpipeline.storage.s3_answers import Pages, bound_answers
 from ptpipeline.storage.s3_faults import (
     MALFORMED,
     Fault,
+    explain_failure,
     explain_fault,
-    is_ours,
-    is_strange,
     read_fault,
     reading_fields,
 )
@@ -81,8 +80,12 @@ class KeyPair(NamedTuple):
     token: str | None = None
 
 
-def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyPair | None = None) -> Any:
+def make_client(
+    endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyPair | None = None, service: str = "s3"
+) -> Any:
     """Return boto3's client of an S3 server, with the given credentials or those that boto3 finds.
+
+    service: the API that it is asked by, `s3` or `iam`.
 
     A server on this machine is asked directly, whatever proxy the environment names: that one would not find it.
     Raises ValueError if the endpoint is no address, BotoCoreError if the AWS_* settings are wrong, SettingsError if a
@@ -103,10 +106,10 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
     named = dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), keys or (), strict=False))
     # the default session would keep the first credentials it saw; one of given keys takes no profile either
     session = boto3.session.Session(botocore_session=botocore.session.Session(_ALONE) if keys else None)
-    client = session.client("s3", endpoint_url=endpoint, region_name=region(), config=config, **named)
+    client = session.client(service, endpoint_url=endpoint, region_name=region(), config=config, **named)
     if is_loopback(client.meta.endpoint_url) and urllib.request.getproxies():
         direct = config.merge(Config(proxies={}))
-        client = session.client("s3", endpoint_url=endpoint, region_name=region(), config=direct, **named)
+        client = session.client(service, endpoint_url=endpoint, region_name=region(), config=direct, **named)
     bound_answers(client, limits.seconds)
     return client
 
@@ -276,16 +279,8 @@ class S3Store:
         except boto.ParamValidationError as error:
             raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
         except (boto.BotoCoreError, *MALFORMED) as error:
-            if is_ours(error):
-                raise
-            if is_strange(error):
-                raise SettingsError(
-                    f"object store {self.where} does not answer as S3 does; check PTP_S3_ENDPOINT and "
-                    "AWS_DEFAULT_REGION"
-                ) from error
-            raise ServiceUnavailable(
-                f"object store {self.where} does not answer ({type(error).__name__}); is it up? `ptp status`"
-            ) from error
+            where, settings = f"object store {self.where}", "PTP_S3_ENDPOINT and AWS_DEFAULT_REGION"
+            raise explain_failure(error, where, settings, "is it up? `ptp status`") from error
 
     def _translate(self, fault: Fault, verb: str, key: str) -> Exception:
         doing, code = f"{verb} {key}", fault.code

@@ -93,7 +93,20 @@ def explain_fault(fault: Fault, where: str, doing: str, keys: str) -> SettingsEr
     return None
 
 
-def is_strange(error: Any) -> bool:
+def explain_failure(error: Any, where: str, check: str, advice: str) -> SettingsError | ServiceUnavailable:
+    """Return the error for a request that ended without an answer that could be read; raise a defect of ours as it is.
+
+    where: the server or store, in a person's words; check: the settings that lead to another server; advice: what to do
+    about one that does not answer.
+    """
+    if is_ours(error):
+        raise error
+    if _is_strange(error):
+        return SettingsError(f"{where} does not answer as S3 does; check {check}")
+    return ServiceUnavailable(f"{where} does not answer ({type(error).__name__}); {advice}")
+
+
+def _is_strange(error: Any) -> bool:
     """Whether the server does not answer as S3 does: an answer lacks a part or has an odd one, or botocore gave up
     following its redirections in a circle, which it may tell as an error of the HTTP client.
     """

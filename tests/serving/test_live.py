@@ -14,7 +14,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.serving import live as live_module
 from ptpipeline.serving.engine import Question
-from ptpipeline.serving.live import EVERY, Live
+from ptpipeline.serving.live import EVERY, Live, choose_pause
 from ptpipeline.serving.pointers import DISCOVER
 from ptpipeline.serving.refusals import LONGEST_WAIT
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store, Stored
@@ -377,3 +377,11 @@ def test_an_alias_that_is_refused_is_read_once_and_not_by_every_request(server: 
         server.live.find(f"{TASK}@next")
     server.clock.now += LONGEST_WAIT
     assert server.live.find(f"{TASK}@next").number == 2
+
+
+@pytest.mark.parametrize(
+    ("took", "pause"),
+    [(0.0, 2.0), (0.5, 1.5), (1.0, 1.0), (1.5, 1.5), (3.0, 3.0), (60.0, 4.0)],
+)
+def test_looks_begin_at_even_distances_unless_they_take_half_of_the_time(took: float, pause: float) -> None:
+    assert choose_pause(2.0, took) == pause

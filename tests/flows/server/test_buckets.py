@@ -179,3 +179,38 @@ def test_a_list_of_policies_that_does_not_end_is_left() -> None:
     with serve(Iam) as address, pytest.raises(buckets.NotKept, match="does not answer IAM's calls"):
         buckets.find_policy(Bucket("bucket", address), POLICY)
     assert len(asked) < 200
+
+
+def test_iam_on_this_machine_is_asked_directly_and_with_the_credentials_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = list[str]()
+
+    class Iam(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            identities.append(self.headers["Authorization"].partition("Credential=")[2].partition("/")[0])
+            self.answer(200, LISTED.format("<Policies/>").encode(), "text/xml")
+
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where nothing listens
+    with serve(Iam) as address:
+        for name in ("first", "second"):
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", name)
+            assert buckets.find_policy(Bucket("bucket", address), POLICY) is None
+    assert identities == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("<Error><Code>AccessDenied</Code></Error>", "403"),  # which is the form of S3
+        ("<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>", "AccessDenied"),
+        (f"<ErrorResponse><Error><Message>{'no ' * 1000}</Message></Error></ErrorResponse>", "no no"),
+    ],
+    ids=["of S3", "code alone", "long"],
+)
+def test_a_refusal_of_iam_is_told_by_what_it_says(body: str, reason: str) -> None:
+    class Iam(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            self.answer(403, body.encode(), "text/xml")
+
+    with serve(Iam) as address, pytest.raises(buckets.NotKept, match=f"takes no policy by IAM .{reason}") as told:
+        buckets.find_policy(Bucket("bucket", address), POLICY)
+    assert len(str(told.value)) < 400
