@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, Terminal, is_panic
+from ptpipeline.interpreter import explain_import
 from ptpipeline.private import open_regular
 from ptpipeline.records.base import MAX_INTEGER
 
@@ -53,6 +54,8 @@ def parsing(
     except BaseException as error:  # no list of a parser's errors is complete
         if not isinstance(error, Exception) and not is_panic(error):
             raise
+        if isinstance(error, Exception) and (told := explain_import(error)):  # a parser is imported when it is used
+            raise told from None
         raise kind(f"{what}: {_reason(error)}{_quote(error) if quoting else ''}; {fix}") from None
 
 

@@ -6,7 +6,6 @@ The client reads whatever a server sends: a list without end, a file that is lon
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.foreign import UNPACKED
+from ptpipeline.interpreter import check_interpreter
 from ptpipeline.storage.bounds import MIB
 
 MAX_TOLD = 64 * MIB  # of what the hub tells of a repository: 20,000 files take some
@@ -49,11 +49,7 @@ def check_variables() -> None:
     """Raise SettingsError, which shows no value, if a variable is none that the hub's client can use, or transformers,
     which imports it: reading a model would end with the same error, and the model is not damaged.
     """
-    if sys.flags.optimize > 1:
-        raise SettingsError(
-            "PYTHONOPTIMIZE: from level 2 on Python leaves out docstrings, which transformers reads; unset it, or set "
-            "it to 1"
-        )
+    check_interpreter()
     try:
         import huggingface_hub.constants  # noqa: F401  it reads them
     except ValueError as error:

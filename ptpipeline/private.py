@@ -72,6 +72,20 @@ def write_private(path: Path, body: bytes, mode: int = 0o600) -> None:
         raise
 
 
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """Give a folder where TMPDIR says, or in /tmp, for as long as the block lasts. A disk that is full there is told
+    with the folder's name: the system's own error of a write names nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+                error.filename = f"{folder} (TMPDIR says where)"
+            raise
+
+
 def make_private(home: Path) -> None:
     """Make the folder if it is missing, and take the rights of others on it away: it holds training texts and keys.
 

@@ -1,6 +1,7 @@
 """The project's folder: whose rights are taken away, which folders are no home, and the umask of a command."""
 
 import os
+import resource
 import socket
 import stat
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.private import make_private, open_own, open_regular, private_files
+from ptpipeline.private import make_private, open_own, open_regular, private_files, scratch
 from tests.processes import in_child
 
 
@@ -100,3 +101,13 @@ def test_what_would_keep_its_reader_waiting_or_never_ends_is_not_opened(tmp_path
         bound.bind(os.path.relpath(tmp_path / "socket"))
         with pytest.raises(OSError, match=r"not a regular file|directory|No such device"):
             open_regular(Path("/dev/zero") if kind == "device" else tmp_path / kind)
+
+
+def test_a_disk_that_is_full_where_tmpdir_says_is_told_with_its_place() -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        with pytest.raises(OSError) as raised, scratch("ptp-full-") as folder:  # noqa: PT011
+            (folder / "config.json").write_bytes(b"{}")
+        assert raised.value.filename == f"{folder} (TMPDIR says where)"
+
+    in_child(fill)

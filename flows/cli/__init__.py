@@ -20,8 +20,9 @@ from flows.cli import approvals  # noqa: F401
 # isort: split
 from flows.cli import alarms, deploying, maintenance, nights, serving  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
-from flows.cli.terminal import PlainFormatter, prepare_streams, say, say_traceback
+from flows.cli.terminal import PlainFormatter, drop, prepare_streams, say, say_traceback
 from ptpipeline.errors import PtpError, Transient
+from ptpipeline.interpreter import NO_MEMORY, check_interpreter, explain_import, lacks_memory
 from ptpipeline.private import private_files
 
 
@@ -33,7 +34,7 @@ def run(arguments: list[str] | None) -> None:
         try:
             sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try again at its end
+            drop(sys.stdout)
             if isinstance(error, BrokenPipeError):  # whoever read it has seen enough, as `head` has
                 raise SystemExit(FAILED) from None
             raise
@@ -50,12 +51,26 @@ def main(arguments: Iterable[str] | None = None) -> None:
         logging.lastResort.setFormatter(PlainFormatter())
     logging.getLogger("stamina").setLevel(logging.ERROR)  # what it says of a retry names neither server nor reason
     try:
+        check_interpreter()
         with private_files():
             run(list(arguments) if arguments is not None else None)
     except PtpError as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(UNANSWERED if isinstance(error, Transient) else FAILED)
-    except OSError as error:  # what no verb expected of a file, of the disk, or of where its output goes
-        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        say(f"error: {place}{error.strerror or type(error).__name__}", sys.stderr)
+    except Exception as error:
+        if (told := _explain(error)) is None:
+            raise
+        say(f"error: {told}", sys.stderr)
         sys.exit(FAILED)
+
+
+def _explain(error: Exception) -> str | None:
+    """Return what to say of an error that no verb expected; None if it is a defect, of which all has to be said."""
+    if told := explain_import(error):
+        return str(told)
+    if lacks_memory(error):
+        return NO_MEMORY
+    if isinstance(error, OSError):  # of a file, of the disk, or of where its output goes
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{place}{error.strerror or type(error).__name__}"
+    return None

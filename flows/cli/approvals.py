@@ -16,7 +16,7 @@ from flows.cli.app import (
     open_registry,
     os_user,
 )
-from flows.cli.terminal import say
+from flows.cli.terminal import is_asking, say
 from flows.cli.versions import show
 from flows.requests import VERDICT_DIGITS
 from ptpipeline.records.versions import PRODUCTION, VersionRef
@@ -125,7 +125,7 @@ def _ask(verb: str, reference: str | None, reason: str | None, as_json: bool) ->
     )  # one that comes now is not shown
     if reason is not None:
         return Question(context, version, reason, shown)
-    if as_json or not sys.stdin.isatty():
+    if as_json or not is_asking():
         raise typer.BadParameter("say why with --reason; only on a terminal is it asked for")
     show(reference)
     reason = str(typer.prompt(f"{verb} {version} as {os_user()}, because"))

@@ -9,7 +9,7 @@ import typer
 
 from flows.cli.app import app
 from flows.cli.options import naming_options, read_delimiter
-from flows.cli.terminal import escape, say
+from flows.cli.terminal import escape, is_asking, say
 from ptpipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def draft_task(
     from flows.on_demand.inspection import inspect_task
     from flows.on_demand.several import add_splits, look_at, sort_files
 
-    if ask and not sys.stdin.isatty() and None in given.values():
+    if ask and not is_asking() and None in given.values():
         raise DataError("standard input is no terminal, so nobody can be asked: add --yes, or give all options")
     with naming_options(named=False):
         files = sort_files(given_files)

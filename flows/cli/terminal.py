@@ -17,18 +17,52 @@ from typing import Any, TextIO
 
 
 def prepare_streams() -> None:
-    """Let a character that the terminal's encoding lacks be written out, and a stream that was closed take nothing."""
+    """Let a character that the terminal's encoding lacks be written out, and a stream that was closed take nothing.
+
+    The next file to be opened would get its number, and what a library prints there, such as OpenMP, would go into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free is this one
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for as long as the process lives
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  while the process lives
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
+def is_asking() -> bool:
+    """Return whether somebody is at a terminal, who can be asked; standard input may be closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def say(line: str, file: TextIO | None = None) -> None:
     """Print one line, on standard output unless `file` is another, with all control characters written out."""
-    print(escape(line), file=file or sys.stdout, flush=True)
+    write(escape(line), file or sys.stdout)
+
+
+def write(text: str, stream: TextIO) -> None:
+    """Write a text and a newline at once. If standard error takes nothing (a full disk, a reader that is gone), the
+    work goes on: nobody can be told. Raises OSError if another stream does not.
+    """
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        if stream is not sys.stderr:
+            raise
+        drop(stream)
+
+
+def drop(stream: TextIO) -> None:
+    """Let what the stream holds go nowhere, and all that comes: else Python would try again at its end, and exit with
+    a code of its own.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def say_progress(line: str) -> None:
@@ -60,20 +94,15 @@ class PlainFormatter(logging.Formatter):
         return "\n".join(map(escape, indent(super().formatException(ei))))
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
+class _StandardError(logging.Handler):
     """Writes to what standard error is now: a progress bar replaces it, and keeps below what is written."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:
-        """Standard error."""
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _stream: TextIO) -> None:
-        """Let nobody fix it."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's lines."""
+        try:
+            write(self.format(record), sys.stderr)
+        except Exception:  # noqa: BLE001 - as every handler does: what cannot be logged ends nothing
+            self.handleError(record)
 
 
 def log_plainly(level: int = logging.WARNING) -> None:

@@ -1,6 +1,5 @@
 """A version measured on a file of rows because a person asks: no gate, and no look."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +9,7 @@ from flows.stages.lengths import read_text, refuse_long
 from ptpipeline.data.local import find_rows_file, tell_format
 from ptpipeline.errors import ContextError, DataError, NotFound
 from ptpipeline.foreign import parsing
+from ptpipeline.private import scratch
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.data import Split, SplitInfo
@@ -180,7 +180,7 @@ def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     prompt: Measurement = measure_prompt(engine, version.artifact, sample)
     train = load_split(store, sample.snapshot, "train")
     bare = Bare.of(engine.base, version.artifact.manifest, sample, train)
-    with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:  # results by row go nowhere else
+    with scratch("ptp-evaluate-") as folder:  # results by row go nowhere else
         own_store = open_signed_store(context.settings.model_copy(update={"store": f"file://{folder}"}))
         messages = version.task.chat.messages if version.task.chat else ()
         setup = Setup(hard_prompt=version.task.hard_prompt, messages=messages)
@@ -231,8 +231,8 @@ def _read_file(task: Task, path: Path) -> _Read:
     from ptpipeline.data.table import is_utf8
     from ptpipeline.data.validation import check_rows
 
-    with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:
-        source = read_rows(task, Path(folder))
+    with scratch("ptp-evaluate-") as folder:
+        source = read_rows(task, folder)
     cells = zip(*source.fields.values(), source.labels, strict=True)
     broken = [number for number, row in enumerate(cells, 1) if not is_utf8("".join(cell or "" for cell in row))]
     if broken:  # the figures would be those of the rows without accents

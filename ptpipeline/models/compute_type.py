@@ -31,6 +31,8 @@ GAIN = 1.1  # bfloat16 has to be this much faster: its answers are coarser
 
 _TOKENS = {"cpu": 512, "cuda": 4096}  # in a pass of training or evaluation; fewer would not fill a GPU
 _MAX_WEIGHTS = 2**23  # of the product: more of them do not change the rate, and take longer than a second
+# Instructions that oneDNN, by its present and its earlier name, and MKL may use at most.
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 _SECONDS, _ROUNDS = 0.4, 20  # of timing at most
 _MAX_BYTES = 64 * 1024
 _LAYER = re.compile(r"\.\d+\.")  # a layer's number in a tensor's name
@@ -98,7 +100,7 @@ def describe_product(prepared: PreparedBase) -> Product:
     else:
         processor = str(flags.get("cpu_name") or platform.processor() or platform.machine())
         instructions = [name for name, value in flags.items() if value is True]
-        instructions += [f"limit {limit}"] if (limit := os.environ.get("ONEDNN_MAX_CPU_ISA")) else []
+        instructions += [f"limit {limit}" for name in _LIMITS if (limit := os.environ.get(name))]
     return Product(
         device=device,
         processor=processor,

@@ -7,7 +7,6 @@ links to the weights. Any other file of weights, an adapter, and fields that nam
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from ptpipeline.errors import BaseModelError, NotFound
 from ptpipeline.foreign import parse_json, read_file
 from ptpipeline.models.chat import MAX_TEMPLATE, ChatTemplate
 from ptpipeline.models.weights import FETCH_AGAIN, FileState, digest_weights, state_of
+from ptpipeline.private import scratch
 
 CONFIG, TOKENIZER, WEIGHTS, INDEX = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-?????-of-?????.safetensors"  # as transformers names them
@@ -111,12 +111,12 @@ class BaseFiles(NamedTuple):
     @contextmanager
     def view(self) -> Iterator[Path]:
         """Give a folder with these files and no other, to load from."""
-        with tempfile.TemporaryDirectory(prefix="ptp-base-") as folder:
+        with scratch("ptp-base-") as folder:
             for name, body in self.texts.items():
                 Path(folder, name).write_bytes(body)
             for path in self.weights:
                 Path(folder, path.name).symlink_to(path.resolve())
-            yield Path(folder)
+            yield folder
 
     def check_unchanged(self) -> None:
         """Raise BaseModelError if somebody wrote to the weights, or replaced them, since they were hashed."""

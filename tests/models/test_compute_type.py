@@ -102,10 +102,17 @@ def test_a_base_without_a_matrix_is_refused(base: PreparedBase, tmp_path: Path) 
         describe_product(base._replace(files=base.files._replace(weights=[tmp_path / "own.safetensors"])))
 
 
-def test_a_limit_of_the_instructions_is_another_machine(base: PreparedBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_of_the_instructions_is_another_machine(
+    base: PreparedBase, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for other in LIMITS:
+        monkeypatch.delenv(other, raising=False)
     free = describe_product(base)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv(name, "AVX2")
     assert set(describe_product(base).instructions) == {*free.instructions, "limit AVX2"}
 
 

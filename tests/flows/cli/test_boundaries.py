@@ -238,6 +238,20 @@ def test_a_closed_stream_takes_nothing(ran: dict[str, str], verb: str, closed: s
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("verb", "said"), [("init rows.csv", "nobody can be asked"), ("approve tiny-sentiment@1", "say why with --reason")]
+)
+def test_a_verb_that_asks_says_so_where_standard_input_is_closed(ran: dict[str, str], verb: str, said: str) -> None:
+    done = shell(ran, f"ptp {verb} <&-")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ptp_ends_with_its_own_code_where_nothing_can_be_written(ran: dict[str, str]) -> None:
+    """Python's own would be 120, which no page lists."""
+    assert shell(ran | {"PYTHONUNBUFFERED": ""}, "ptp tasks >/dev/full 2>/dev/full").returncode == 1
+
+
 def test_a_character_that_the_terminal_lacks_is_written_out(tmp_path: Path) -> None:
     tasks = tiny_project(tmp_path, rows=40)
     path = tasks / "tiny-sentiment.yaml"

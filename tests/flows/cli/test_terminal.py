@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,35 @@ def test_no_verb_prints_by_itself() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
     assert printing == {"terminal.py", "render.py"}  # render prints JSON
+
+
+TELLING = (
+    "import logging, sys, flows.cli.terminal as terminal\nterminal.prepare_streams(); terminal.log_plainly()\n"
+    "terminal.say('a', sys.stderr); logging.warning('b'); terminal.say('c', sys.stderr); terminal.say('done')"
+)
+
+
+@pytest.mark.parametrize("reader", ["a full disk", "nobody"])
+def test_what_nobody_can_be_told_ends_no_work(reader: str) -> None:
+    """Else a night would end because of its own log, or with an exit code of Python's own (120)."""
+    if reader == "nobody":
+        read, written = os.pipe()
+        os.close(read)
+    else:
+        written = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-c", TELLING], stdout=subprocess.PIPE, stderr=written, text=True, check=False
+    )
+    os.close(written)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed: str) -> None:
+    """What a library prints would be written into it."""
+    code = (
+        "import os, sys, flows.cli.terminal as terminal\nterminal.prepare_streams()\n"
+        "sys.exit(not 3 <= os.open('/dev/null', 0) or not all(map(os.get_inheritable, range(3))))"
+    )
+    done = subprocess.run(["bash", "-c", f'exec {sys.executable} -c "$CODE" {closed}'], env=os.environ | {"CODE": code})
+    assert done.returncode == 0
