@@ -262,6 +262,12 @@ def test_the_key_follows_each_source(tmp_path: Path) -> None:
     assert source_key(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[81:]), tmp_path) != key
 
 
+def test_a_row_to_train_one_for_dev_and_two_to_test_are_enough(tmp_path: Path, store: FolderStore) -> None:
+    rows = [("train", "a", "bad"), ("validation", "b", "bad"), ("test", "c", "bad"), ("test", "d", "good")]
+    found = take_snapshot(columned(tmp_path, *rows, checks={"rows_per_label": "off"}), store, tmp_path)
+    assert [info.rows for info in found.splits().values()] == [1, 1, 2]
+
+
 def test_a_given_split_without_rows_is_named(tmp_path: Path, store: FolderStore) -> None:
     with pytest.raises(DataError, match=r"1 rows fall into the test split, at least 2 are needed; give more rows$"):
         take_snapshot(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:81]), store, tmp_path)

@@ -129,6 +129,12 @@ def test_bins_are_inclusive_and_the_first_wins() -> None:
     assert [row.label for row in outcome.rows] == ["bad", "bad", "good", "good"]
 
 
+def test_both_ends_of_a_bin_lie_in_it() -> None:
+    bins = {"column": "score", "bins": {"bad": [-1, 0], "good": [1, 2]}}
+    outcome = checked(rows_of(("a", "-1"), ("b", "0"), ("c", 1), ("d", "2")), {}, label=bins)
+    assert [row.label for row in outcome.rows] == ["bad", "bad", "good", "good"]
+
+
 def test_rows_in_no_bin_are_left_out_and_counted() -> None:
     outcome = checked(rows_of(("a", "0"), ("b", "1.01")), {}, label=BINS)
     assert [row.number for row in outcome.rows] == [1]

@@ -184,6 +184,12 @@ def test_a_prompt_that_is_not_held_is_not_found() -> None:
         asyncio.run(batcher.classify(other.digest, [{"text": "a"}], 1))
 
 
+def test_one_request_may_fill_the_whole_queue() -> None:
+    hot, *_ = prompts()
+    with serving(hot, waiting=3) as batcher:
+        assert len(asyncio.run(batcher.classify(hot.digest, [{"text": "a"}] * 3, 60))) == 3
+
+
 def test_one_task_alone_fills_half_of_the_queue() -> None:
     hot, cold, *_ = prompts()
 

@@ -185,6 +185,17 @@ def test_a_backup_that_was_altered_and_hashed_anew_is_refused_in_a_sentence(
     restore(url, tmp_path / "backup")
 
 
+def test_a_row_behind_the_end_of_a_backup_is_none(filled: Registry, tmp_path: Path) -> None:
+    """The hash at the end covers what stands before it alone."""
+    back_up(filled.ledger.database, tmp_path / "backup")
+    *lines, last, _ = gzip.decompress((tmp_path / "backup").read_bytes()).splitlines(keepends=True)
+    end = {"rows": len(lines), "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    moved = [*lines, json.dumps(end).encode() + b"\n", last]
+    (tmp_path / "moved").write_bytes(gzip.compress(b"".join(moved)))
+    with pytest.raises(ArtifactError, match="take another backup"):
+        restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / "moved")
+
+
 @pytest.mark.parametrize("schema", ["base", "head", "0001:0002", "+1", None, {"a": 1}])
 def test_a_backup_names_a_schema_and_nothing_else(tmp_path: Path, schema: object) -> None:
     head = json.dumps({"format": "ptpipeline ledger", "schema": schema}).encode() + b"\n"

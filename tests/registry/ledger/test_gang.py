@@ -250,6 +250,15 @@ def test_a_lease_that_was_not_taken_is_taken_from_nobody(ledger: Ledger) -> None
     third.check()
 
 
+def test_a_run_that_lost_one_of_its_tasks_works_on_none(ledger: Ledger) -> None:
+    """Its gang is another without that task: what it trained on would be of no checkpoint that anybody goes on with."""
+    slow = held(ledger, "mood", "topic", seconds=BRIEF)
+    time.sleep(2 * BRIEF)
+    held(ledger, "topic")
+    with pytest.raises(Overtaken, match=r"^task topic: this run stood still"):
+        slow.check()
+
+
 def test_an_overtaken_run_notes_no_gang(plain: Registry) -> None:
     """Else whoever goes on with the task would resume the checkpoint of another gang."""
     slow = GangLease(plain.ledger.database, ["task mood"], BRIEF)

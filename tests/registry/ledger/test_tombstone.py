@@ -1,14 +1,19 @@
 """Tombstones: one collector at a time, each undoes only its own, and each stands for one prompt of one task."""
 
-import pytest
-from sqlalchemy import update
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+import pytest
+from sqlalchemy import Connection, update
+
+from benchmarks.fixtures.postgres import Postgres
 from ptpipeline.errors import LeaseHeld, PromotionRefused
 from ptpipeline.records.versions import Beside
 from registry.ledger import tables, tombstone
 from registry.ledger.holdings import holdings
 from registry.ledger.ledger import Ledger, Move
-from registry.ledger.tombstone import Tombstone, forget_unmarked
+from registry.ledger.tombstone import Tombstone, forget_unmarked, refuse_buried
 from registry.registry import Registry
 
 ONE, OTHER = "a" * 64, "b" * 64
@@ -171,3 +176,45 @@ def test_what_is_to_stand_beside_a_version_must_not_be_buried(ledger: Ledger) ->
     beside = Beside(version=2, digest=OTHER, percent=10)
     with pytest.raises(PromotionRefused, match=f"the garbage collection deleted prompt {OTHER[:12]}"):
         ledger.append(move.model_copy(update={"expected": 1, "beside": beside}))
+
+
+# ---------------------------------------------------------------- two transactions at once, as PostgreSQL has them
+
+
+@pytest.fixture
+def two(postgres: Postgres, new_database: str) -> Iterator[tuple[Ledger, Ledger]]:
+    """One ledger, opened and connected by two programs."""
+    url = postgres.create_database(f"ledger-{uuid.uuid4().hex}", new_database)
+    opened = Ledger(url), Ledger(url)
+    assert [each.tasks() for each in opened] == [[], []]
+    yield opened
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.servers
+def test_a_prompt_that_is_being_promoted_is_buried_behind_that_alone(two: tuple[Ledger, Ledger]) -> None:
+    """Else whoever buries would ask before the promotion is there whether anything needs the prompt."""
+    with ThreadPoolExecutor(1) as pool:
+        with two[0].database.writing() as connection:
+            refuse_buried(two[0].database, connection, "mood", ONE)
+            burying = pool.submit(Tombstone(two[1].database, "mood", ONE).bury, lambda _: False)
+            assert wait([burying], 0.3).not_done
+        assert burying.result()
+
+
+@pytest.mark.servers
+def test_a_promotion_waits_for_a_burial_that_is_under_way(two: tuple[Ledger, Ledger]) -> None:
+    two[0].add_version("mood", ONE)
+    move = Move(task="mood", alias="production", version=1, actor="me", reason="why", expected=0)
+    promoting: list[Future[object]] = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def needed(_connection: Connection) -> bool:
+            promoting.append(pool.submit(two[1].append, move))
+            assert wait(promoting, 0.3).not_done
+            return False
+
+        assert Tombstone(two[0].database, "mood", ONE).bury(needed)
+        with pytest.raises(PromotionRefused, match="garbage collection"):
+            promoting[0].result()
