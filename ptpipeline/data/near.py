@@ -153,8 +153,8 @@ def _cluster(texts: list[str]) -> Iterable[list[int]]:
         shared |= counts[places] > 1
     peers = shared.nonzero()[0]  # [peers], indexes of texts
     bands = bands[shared]  # those of all texts take as much as the texts
-    signatures = _compute_signatures([texts[index] for index in peers])
-    pairs = np.array(list(_find_pairs(bands, signatures)), np.int64).reshape(-1, 2)  # [pairs, 2], of peers
+    found = _find_pairs(bands, _compute_signatures([texts[index] for index in peers]))
+    pairs = np.fromiter(found, np.dtype((np.int64, 2)))  # [pairs, 2], of peers
     edges = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(peers), len(peers)))
     _, numbers = connected_components(edges, directed=False)
     clusters: dict[int, list[int]] = defaultdict(list)
