@@ -29,7 +29,7 @@ pytestmark = [
 TRAINERS = ("trainer", "trainer-2")
 PATIENCE = 900.0  # with a machine that is busy
 NOTICED_SECONDS, LOST_SECONDS = 120.0, 30.0
-STEPS = 8000  # minutes of training: it is killed behind its second checkpoint
+STEPS = 6000  # minutes of training: it is killed behind its second checkpoint
 _STEP = re.compile(r"orchard: step (\d+)/")
 
 
@@ -90,4 +90,6 @@ def test_a_gang_whose_machine_died_goes_on_on_another_one_to_the_same_bits(facto
     assert (noticed < NOTICED_SECONDS, lost < LOST_SECONDS) == (True, True)
     tuned = open_ledger(factory).last_tuned("orchard")
     assert tuned
-    assert tuned.digest == train_undisturbed(factory.project, factory.network.folder / f"home-{other}", tmp_path)
+    assert tuned.digest == train_undisturbed(
+        factory.project, factory.network.folder / f"home-{other}" / "home", tmp_path
+    )
