@@ -8,7 +8,7 @@ import traceback
 from ptpipeline.errors import SettingsError
 
 _OWN = ("ptpipeline", "registry", "flows")
-NO_MEMORY = "the system gives this process no more memory: end other work, or raise its limit (`ulimit -v`, `-u`)"
+_NO_MEMORY = "the system gives this process no more memory: end other work, or raise its limit (`ulimit -v`, `-u`)"
 _SAID = (  # as the system's loader, its functions, torch and Python say it
     "failed to map segment from shared object",
     "annot allocate memory",
@@ -27,6 +27,13 @@ def check_interpreter() -> None:
         )
 
 
+def explain(error: Exception) -> SettingsError | None:
+    """Return what to do about an error that nobody expected, and that surroundings caused: a library that cannot be
+    imported, or memory that is used up; None if it is no such error.
+    """
+    return explain_import(error) or (SettingsError(_NO_MEMORY) if _lacks_memory(error) else None)
+
+
 def explain_import(error: Exception) -> SettingsError | None:
     """Return what to do about a library that raised this while it was imported, because of a variable that its words
     name or quote, or for want of memory; None if it is no such error. No value is shown: it may be a secret.
@@ -34,8 +41,8 @@ def explain_import(error: Exception) -> SettingsError | None:
     library = _find_imported(error)
     if library is None:
         return None
-    if lacks_memory(error):
-        return SettingsError(f"{library} cannot be imported: {NO_MEMORY}")
+    if _lacks_memory(error):
+        return SettingsError(f"{library} cannot be imported: {_NO_MEMORY}")
     said = str(error)
     named = [name for name in os.environ if len(name) >= _SHORTEST and re.search(rf"\b{re.escape(name)}\b", said)]
     named = named or [name for name, value in os.environ.items() if value and repr(value) in said]
@@ -59,7 +66,7 @@ def _find_imported(error: Exception) -> str | None:
     return library
 
 
-def lacks_memory(error: Exception) -> bool:
+def _lacks_memory(error: Exception) -> bool:
     """Return whether the system gave this process no more memory, or no more threads."""
     return isinstance(error, MemoryError) or (
         isinstance(error, ImportError | OSError | RuntimeError) and any(words in str(error) for words in _SAID)

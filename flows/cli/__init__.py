@@ -22,7 +22,7 @@ from flows.cli import alarms, deploying, maintenance, nights, serving  # noqa: F
 from flows.cli.app import FAILED, UNANSWERED, app
 from flows.cli.terminal import PlainFormatter, drop, prepare_streams, say, say_traceback
 from ptpipeline.errors import PtpError, Transient
-from ptpipeline.interpreter import NO_MEMORY, check_interpreter, explain_import, lacks_memory
+from ptpipeline.interpreter import check_interpreter, explain
 from ptpipeline.private import private_files
 
 
@@ -66,10 +66,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
 
 def _explain(error: Exception) -> str | None:
     """Return what to say of an error that no verb expected; None if it is a defect, of which all has to be said."""
-    if told := explain_import(error):
+    if told := explain(error):
         return str(told)
-    if lacks_memory(error):
-        return NO_MEMORY
     if isinstance(error, OSError):  # of a file, of the disk, or of where its output goes
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{place}{error.strerror or type(error).__name__}"

@@ -17,8 +17,9 @@ from flows.stages.plan import Plan, group, identify, plan
 from flows.stages.promote import promote
 from flows.stages.register import register
 from flows.stages.train import claim_trained, share, train
-from ptpipeline.errors import PtpError, place_of
+from ptpipeline.errors import PtpError, SettingsError, place_of
 from ptpipeline.gate.disclosure import disclose_verdict
+from ptpipeline.interpreter import explain
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
@@ -231,6 +232,8 @@ def isolate(night: Night, tasks: Sequence[Task]) -> Iterator[None]:
         night.errors.update({task.name: sentence for task in tasks})
 
 
-def hide_message(error: BaseException) -> Unexpected:
-    """Return the defect that stands for an error that nobody expected."""
-    return Unexpected(f"{place_of(error)}; `ptp run TASK` shows all of it on your own terminal")
+def hide_message(error: Exception) -> Unexpected | SettingsError:
+    """Return what stands for an error that nobody expected: what its surroundings lack, or a defect without its words,
+    which may hold a text.
+    """
+    return explain(error) or Unexpected(f"{place_of(error)}; `ptp run TASK` shows all of it on your own terminal")

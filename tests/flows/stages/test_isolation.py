@@ -35,6 +35,13 @@ def test_a_defect_that_is_hidden_already_is_told_as_it_is() -> None:
     assert night.errors == {"mood": str(hidden)}
 
 
+def test_what_its_surroundings_lack_ends_a_task_with_that() -> None:
+    night = Night({}, {})
+    with isolate(night, [a_task("mood")]):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+    assert night.errors["mood"].startswith("the system gives this process no more memory")
+
+
 def test_an_interrupt_is_no_failure_of_a_task() -> None:
     night = Night({}, {})
     with pytest.raises(KeyboardInterrupt), isolate(night, [a_task("mood")]):
