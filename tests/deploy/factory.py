@@ -15,6 +15,7 @@ from benchmarks.fixtures.postgres import find_binaries
 from flows.server.api import call
 from tests.deploy.containers import Network, Service, network, wait_for
 from tests.deploy.manifests import DEPLOY, read_compose
+from tests.e2e.conftest import write_project
 
 SERVICES: dict[str, dict[str, Any]] = read_compose()["services"]
 _NAMES = (
@@ -103,10 +104,19 @@ class Factory(NamedTuple):
         raise RuntimeError(f"no {count} workers came: {workers}")
 
 
+def make_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the small project into a folder of its own, in which `running_factory` keeps its files beside it."""
+    project = tmp_path_factory.mktemp("factory") / "project"
+    project.mkdir()
+    write_project(project)
+    return project
+
+
 @contextmanager
-def running_factory(folder: Path, project: Path) -> Iterator[Factory]:
+def running_factory(project: Path) -> Iterator[Factory]:
     """Run all services but the workers over the project's task files until the block ends; bootstrap has ended."""
     subprocess.run(["chmod", "-R", "a+rX", project], check=True)  # services are other users
+    folder = project.parent
     secrets = folder / "secrets"
     subprocess.run([DEPLOY / "make-secrets", secrets], check=True)
     volumes = {"../tasks": project / "tasks", str(project): project}

@@ -12,8 +12,7 @@ import pytest
 from flows.requests import NightlyRequest
 from flows.server.trigger import Finished, follow, trigger
 from tests.deploy.containers import are_possible
-from tests.deploy.factory import SERVICES, Factory, running_factory
-from tests.e2e.conftest import write_project
+from tests.deploy.factory import SERVICES, Factory, make_project, running_factory
 
 pytestmark = [
     pytest.mark.timeout(1800),  # a machine that many share
@@ -25,11 +24,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
-    folder = tmp_path_factory.mktemp("factory")
-    project = folder / "project"
-    project.mkdir()
-    write_project(project)
-    with running_factory(folder, project) as running:
+    project = make_project(tmp_path_factory)
+    with running_factory(project) as running:
         yield running
 
 

@@ -15,8 +15,8 @@ from flows.server.trigger import Finished, follow, trigger
 from ptpipeline.settings import Settings
 from registry.ledger.ledger import Ledger
 from tests.deploy.containers import are_possible
-from tests.deploy.factory import Factory, running_factory
-from tests.e2e.conftest import make_long, write_project
+from tests.deploy.factory import Factory, make_project, running_factory
+from tests.e2e.conftest import make_long
 from tests.e2e.test_down import train_undisturbed
 from tests.waiting import wait_for
 
@@ -35,13 +35,10 @@ _STEP = re.compile(r"orchard: step (\d+)/")
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
-    folder = tmp_path_factory.mktemp("factory")
-    project = folder / "project"
-    project.mkdir()
-    write_project(project)
+    project = make_project(tmp_path_factory)
     (project / "tasks" / "fruit.yaml").unlink()
     (project / "tasks" / "orchard.yaml").write_text(make_long(STEPS, 1000).format(rows=project / "fruit.csv"))
-    with running_factory(folder, project) as running:
+    with running_factory(project) as running:
         running.start("worker", "worker")
         for name in TRAINERS:
             running.start(name, "trainer")

@@ -16,8 +16,8 @@ import pytest
 from flows.requests import NightlyRequest
 from flows.server.trigger import Finished, follow, trigger
 from tests.deploy.containers import are_possible
-from tests.deploy.factory import Factory, running_factory
-from tests.e2e.conftest import TASK, write_project
+from tests.deploy.factory import Factory, make_project, running_factory
+from tests.e2e.conftest import TASK
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(not are_possible(), reason="namespaces need root and bridges")]
 
@@ -31,16 +31,13 @@ failpoints.watch(lambda step: step == "gang member staged" and time.sleep({SECON
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
-    folder = tmp_path_factory.mktemp("factory")
-    project = folder / "project"
-    project.mkdir()
-    write_project(project)
+    project = make_project(tmp_path_factory)
     (project / "tasks" / "fruit.yaml").unlink()
     for number in range(TASKS):
         write_task(project, number, 0)
     (project / "fixed").mkdir()
     (project / "fixed" / "sitecustomize.py").write_text(FIXED_WORK)
-    with running_factory(folder, project) as running:
+    with running_factory(project) as running:
         yield running
 
 
