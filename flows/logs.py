@@ -5,9 +5,8 @@ Reasons, labels and names of objects in them are other people's words. `ptp` wri
 
 import logging
 
+from ptpipeline.errors import OWN_PACKAGES
 from ptpipeline.foreign import escape_controls
-
-_OURS = ("ptpipeline", "registry", "flows")
 
 
 class PlainRecord(logging.LogRecord):
@@ -16,7 +15,7 @@ class PlainRecord(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802  logging's name
         """Return the message."""
         message = super().getMessage()
-        return escape_controls(message) if self.name.partition(".")[0] in _OURS else message
+        return escape_controls(message) if self.name.partition(".")[0] in OWN_PACKAGES else message
 
 
 def write_plainly() -> None:

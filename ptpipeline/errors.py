@@ -115,6 +115,9 @@ class StackError(Terminal):
     """The local stack cannot be started or stopped as asked."""
 
 
+OWN_PACKAGES = ("ptpipeline", "registry", "flows")  # what is raised in others is a library's
+
+
 def place_of(error: BaseException) -> str:
     """Return where an unexpected error was raised, without its message, which may hold a row's text."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]

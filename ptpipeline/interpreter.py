@@ -5,9 +5,8 @@ import re
 import sys
 import traceback
 
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import OWN_PACKAGES, SettingsError
 
-_OWN = ("ptpipeline", "registry", "flows")
 _NO_MEMORY = "the system gives this process no more memory: end other work, or raise its limit (`ulimit -v`, `-u`)"
 _SAID = (  # as the system's loader, its functions, torch and Python say it
     "failed to map segment from shared object",
@@ -59,7 +58,7 @@ def _find_imported(error: Exception) -> str | None:
     library = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package in _OWN:
+        if package in OWN_PACKAGES:
             library = None
         elif library is None and frame.f_code.co_name == "<module>":
             library = package

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any, Literal, NamedTuple
 
-from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.errors import OWN_PACKAGES, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
 
 _REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
@@ -42,7 +42,7 @@ class Strange(ValueError):
 
 # What botocore raises for answers that nobody expected; raised by our own code, it is a defect of ours.
 MALFORMED = (RecursionError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError)
-_OURS, _THEIRS = ("ptpipeline", "registry", "flows"), ("botocore", "urllib3")
+_THEIRS = ("botocore", "urllib3")
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def is_ours(error: BaseException) -> bool:
     if isinstance(error, Strange) or not isinstance(error, MALFORMED):
         return False
     frames = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
-    return next((name in _OURS for name in reversed(frames) if name in _OURS + _THEIRS), True)
+    return next((name in OWN_PACKAGES for name in reversed(frames) if name in OWN_PACKAGES + _THEIRS), True)
 
 
 def _find_meaning(status: int, code: str) -> Meaning:
